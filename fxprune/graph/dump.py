@@ -1,0 +1,101 @@
+"""Canonical text of a graph, one line a node, and the difference of two."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["diff", "dump"]
+
+_DTYPES = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.uint8: "u8",
+    torch.int8: "i8",
+    torch.bool: "b8",
+}
+
+
+def dump(module: fx.GraphModule) -> str:
+    """Return one deterministic line per node: name, operation, arguments, type, and orbits where detected.
+
+    >>> from torch import nn
+    >>> gm = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
+    >>> print(dump(gm))
+    %input_1 = placeholder()
+    %_0 = 0 Linear(4→2)(%input_1)
+    %_1 = 1 ReLU()(%_0)
+    output %_1
+    """
+    return "\n".join(_line(module, node) for node in module.graph.nodes)
+
+
+def diff(before: fx.GraphModule, after: fx.GraphModule) -> str:
+    """Return the unified diff of two dumps; empty when they are equal."""
+    lines = difflib.unified_diff(dump(before).splitlines(), dump(after).splitlines(), "before", "after", lineterm="")
+    return "\n".join(lines)
+
+
+def _line(module: fx.GraphModule, node: fx.Node) -> str:
+    if node.op == "output":
+        return f"output {_argument(node.args[0])}"
+    arguments = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in node.kwargs.items()]
+    text = f"%{node.name} = {_target(module, node)}({', '.join(arguments)})"
+    if "val" in node.meta:
+        text += f" : {_type(node.meta['val'])}"
+    if node.meta.get("orbits"):
+        text += f"  # {node.meta['orbits']}"
+    return text
+
+
+def _target(module: fx.GraphModule, node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return "placeholder"
+    if node.op == "get_attr":
+        return f"get {node.target}"
+    if node.op == "call_module":
+        leaf = module.get_submodule(str(node.target))
+        return f"{node.target} {_leaf(leaf)}"
+    if node.op == "call_method":
+        return f".{node.target}"
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _leaf(leaf: torch.nn.Module) -> str:
+    """Name a leaf by its type and, where it has a weight, the sizes that surgery changes."""
+    kind = type(leaf).__name__
+    for source, target in (("in_channels", "out_channels"), ("in_features", "out_features")):
+        if hasattr(leaf, source):
+            groups = f", groups={leaf.groups}" if getattr(leaf, "groups", 1) != 1 else ""
+            return f"{kind}({getattr(leaf, source)}→{getattr(leaf, target)}{groups})"
+    size = getattr(leaf, "num_features", getattr(leaf, "normalized_shape", None))
+    return f"{kind}({size if size is not None else ''})"
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, fx.Node):
+        return f"%{value.name}"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_argument(v) for v in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_argument(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, slice):
+        return ":".join("" if p is None else _argument(p) for p in (value.start, value.stop))
+    return repr(value)
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{_DTYPES.get(value.dtype, str(value.dtype))}{list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(_type(v) for v in value)})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_type(v)}" for k, v in value.items()) + "}"
+    return repr(value)

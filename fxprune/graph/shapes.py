@@ -1,0 +1,73 @@
+"""Shapes, dtypes and memory formats of every node, by one run on meta tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import FxpruneError, InputError
+from fxprune.graph.execution import MetaInterpreter, MetaMode
+
+__all__ = ["input_pixels", "propagate_shapes", "run_error", "shapes_of"]
+
+
+def propagate_shapes(module: fx.GraphModule) -> None:
+    """Write `meta["val"]` (meta tensors) and `meta["tensor_meta"]` into every node.
+
+    Raises `InputError` when the graph cannot run on its inputs, naming the node.
+    """
+    current: list[fx.Node] = []
+
+    def visit(node: fx.Node, value: Any) -> None:
+        node.meta["val"] = value
+        if isinstance(value, Tensor):
+            node.meta["tensor_meta"] = _extract_tensor_metadata(value)
+
+    interpreter = _Watched(module, MetaMode(), visit, current)
+    try:
+        interpreter.run_from_meta()
+    except FxpruneError:
+        raise
+    except Exception as error:
+        raise run_error(module, current[-1] if current else None, error) from error
+
+
+class _Watched(MetaInterpreter):
+    """A MetaInterpreter that remembers the node it is at."""
+
+    def __init__(self, module: fx.GraphModule, mode: MetaMode, visit: Any, current: list[fx.Node]) -> None:
+        super().__init__(module, mode, visit)
+        self.current = current
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.current[:] = [n]
+        return super().run_node(n)
+
+
+def run_error(module: fx.GraphModule, node: fx.Node | None, error: BaseException) -> InputError:
+    """Say which node cannot run on the example inputs, and the usual remedy."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if module.training and "Expected more than 1 value per channel" in reason:
+        return InputError(
+            "the model is in training mode and the example batch has one sample, which batch normalisation cannot "
+            "take; call model.eval() first, or give a batch of two or more"
+        )
+    where = f"at '{node.format_node() or node.name}'" if node is not None else "at its start"
+    return InputError(f"the model does not run on the example inputs: {where}: {reason}")
+
+
+def shapes_of(value: Any) -> list[torch.Size]:
+    """Return the shapes of all tensors in a nested value, in order."""
+    return [leaf.shape for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def input_pixels(module: fx.GraphModule) -> int:
+    """Return batch × spatial positions of the first image-like input (4-D or 5-D), or its batch size otherwise."""
+    for node in module.graph.nodes:
+        for shape in shapes_of(node.meta.get("val")) if node.op == "placeholder" else ():
+            return int(shape[0]) * int(torch.Size(shape[2:]).numel()) if len(shape) > 2 else int(shape[0])
+    return 1

@@ -1,0 +1,109 @@
+"""One executed ATen operator, as a rule sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch._ops import OpOverload
+
+from fxprune.labels.flow import Flow, Label, Labels
+
+__all__ = ["Call", "Rule"]
+
+
+class Call:
+    """Arguments by name, the result, and the labels of every tensor among them."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        operator: OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        result: Any,
+        read: Callable[[Tensor], Labels],
+        constant: Callable[[Tensor], Tensor | None],
+        source: Callable[[Tensor], str | None],
+        may_reshape: bool,
+    ) -> None:
+        self.flow = flow
+        self.operator = operator
+        self.args = args
+        self.kwargs = kwargs
+        self.result = result
+        self.labels = read
+        self.constant = constant
+        self.source = source
+        self.may_reshape = may_reshape
+
+    def __getitem__(self, name: str) -> Any:
+        """The argument `name` of the operator's schema, its default where it was not given."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        for position, argument in enumerate(self.operator._schema.arguments):
+            if argument.name == name:
+                return self.args[position] if position < len(self.args) else argument.default_value
+        raise KeyError(f"{self.operator} has no argument '{name}'")
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor argument, those in lists included."""
+        found: list[Tensor] = []
+        for value in (*self.args, *self.kwargs.values()):
+            if isinstance(value, Tensor):
+                found.append(value)
+            elif isinstance(value, (list, tuple)):
+                found.extend(v for v in value if isinstance(v, Tensor))
+        return found
+
+    def pin_all(self, text: str) -> None:
+        """Pin every labelled dimension of every argument."""
+        for tensor in self.tensors:
+            for label in self.labels(tensor):
+                self.flow.pin(label, text)
+
+    def absorb(self, tensor: Tensor, dim: int) -> None:
+        """State that the operator sums over dimension `dim` of an activation, where a mask can stand before it.
+
+        A mask stands before the node, so a node that transforms the channels before it absorbs them pins them.
+        """
+        label, source = self.labels(tensor)[dim], self.source(tensor)
+        if source is None:
+            self.flow.pin(label, "absorbed inside a leaf module after a transformation")
+        else:
+            self.flow.absorb(label, source)
+
+    def contract(self, a: tuple[Tensor, int], b: tuple[Tensor, int]) -> None:
+        """State that the operator sums over dimension a[1] of a[0] times dimension b[1] of b[0]."""
+        left, right = self.labels(a[0])[a[1]], self.labels(b[0])[b[1]]
+        self.flow.unite(left, right)
+        if left is None or right is None:
+            return
+        self.absorb(*(b if self.source(a[0]) is None and self.source(b[0]) is not None else a))
+
+
+Rule = Callable[[Call], Labels | list[Labels] | None]
+"""States its facts and returns the labels of the result: one `Labels` for every tensor result, a list for several,
+None where nothing of the result can be pruned."""
+
+
+def normalised(dim: int, ndim: int) -> int:
+    """Return a dimension counted from the front."""
+    return dim % ndim if ndim else 0
+
+
+def nothing(tensor: Tensor) -> Labels:
+    """Labels of a tensor of which nothing can be pruned."""
+    return (None,) * tensor.dim()
+
+
+def is_labelled(labels: Labels) -> bool:
+    """Whether any dimension has a label."""
+    return any(label is not None for label in labels)
+
+
+def first_label(*labels: Label) -> Label:
+    """Return the first label that is not None."""
+    return next((label for label in labels if label is not None), None)

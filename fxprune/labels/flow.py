@@ -1,0 +1,153 @@
+"""The state that propagation builds: slots, unions, pins and costs, in the words that rules speak.
+
+A *slot* is one position of one dimension of a parameter or buffer. A *label* is a vector of slots, one for each
+position of a tensor's dimension, or None where nothing can be pruned (batch, space, tokens). Rules state facts about
+labels: `unite`, `pin`, `mark_statistical`, `absorb`, `count_macs`. Nothing is decided while labels flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["Absorption", "Flow", "Label", "Labels", "Reason", "SlotTable", "Term", "TensorSlots"]
+
+Label = Tensor | None
+"""int64 [positions], or None for a dimension of which nothing can be pruned."""
+
+Labels = tuple[Label, ...]
+"""One label for each dimension of a tensor."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why slots are pinned or statistical: at which node, by which ATen operator, in words."""
+
+    node: str
+    operator: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.operator} at {self.node})"
+
+
+@dataclass(frozen=True)
+class TensorSlots:
+    """Where the slots of one parameter or buffer lie: dimension d has `shape[d]` slots from `starts[d]` on."""
+
+    name: str
+    shape: tuple[int, ...]
+    starts: tuple[int, ...]
+    is_parameter: bool
+
+
+class SlotTable:
+    """Gives every position of every dimension of every floating parameter and buffer a slot.
+
+    Tied tensors (one object under several names) have one set of slots, under the first name.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[TensorSlots] = []
+        self.count = 0
+
+    def add(self, name: str, shape: Sequence[int], *, is_parameter: bool) -> TensorSlots:
+        """Give slots to a tensor of `shape`."""
+        starts = []
+        for size in shape:
+            starts.append(self.count)
+            self.count += size
+        slots = TensorSlots(name, tuple(shape), tuple(starts), is_parameter)
+        self.tensors.append(slots)
+        return slots
+
+    def fresh(self, size: int) -> Tensor:
+        """Return `size` new slots that belong to no tensor: constants that the graph itself makes."""
+        self.count += size
+        return torch.arange(self.count - size, self.count)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One product of a cost: `coefficient` × the number of kept positions of every label."""
+
+    coefficient: int
+    labels: tuple[Tensor, ...]
+    node: str
+
+
+@dataclass(frozen=True)
+class Absorption:
+    """Node `node` sums over `label`, reading the value of its input node `source`."""
+
+    label: Tensor
+    node: str
+    source: str
+
+
+@dataclass
+class Flow:
+    """Facts gathered in one propagation; `node` and `operator` say where the interpreter is."""
+
+    slots: SlotTable = field(default_factory=SlotTable)
+    node: str = ""
+    operator: str = ""
+    unions: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    pins: list[tuple[Tensor, Reason]] = field(default_factory=list)
+    statistics: list[tuple[Tensor, Reason]] = field(default_factory=list)
+    absorbed: list[Absorption] = field(default_factory=list)
+    macs: list[Term] = field(default_factory=list)
+    roles: dict[int, str] = field(default_factory=dict)
+    """First slot of a tensor → the role it plays (`batch_norm_scale`)."""
+
+    def _reason(self, text: str) -> Reason:
+        return Reason(self.node, self.operator, text)
+
+    def unite(self, a: Label, b: Label) -> Label:
+        """State that equal positions of two equally long labels are kept or removed together; return their label.
+
+        A None is a dimension that must stay whole: it pins the other.
+        """
+        if a is None or b is None:
+            self.pin(a if b is None else b, "joined with a dimension that cannot be pruned")
+            return None
+        if a is not b:
+            self.unions.append((a, b))
+        return a
+
+    def unite_rows(self, rows: Tensor) -> None:
+        """State that each row of a [classes, members] table of slots is kept or removed together."""
+        if rows.shape[1] > 1:
+            self.unions.append((rows[:, :1].expand(-1, rows.shape[1] - 1).reshape(-1), rows[:, 1:].reshape(-1)))
+
+    def pin(self, label: Label, text: str) -> None:
+        """State that no position of `label` may be removed, and why."""
+        if label is not None:
+            self.pins.append((label, self._reason(text)))
+
+    def mark_statistical(self, label: Label, text: str) -> None:
+        """State that removing a position of `label` changes the statistics of the others."""
+        if label is not None:
+            self.statistics.append((label, self._reason(text)))
+
+    def absorb(self, label: Label, source: str) -> None:
+        """State that the current node sums over `label` of its input `source`: a zero there equals a removal."""
+        if label is not None:
+            self.absorbed.append(Absorption(label, self.node, source))
+
+    def count_macs(self, coefficient: int, *labels: tuple[Label, int]) -> None:
+        """Count `coefficient` × the product of the label lengths as multiply-accumulates of the current node.
+
+        Each label comes with its length, which is a constant factor where the label is None.
+        """
+        known = []
+        for label, size in labels:
+            if label is None:
+                coefficient *= size
+            else:
+                known.append(label)
+        if coefficient:
+            self.macs.append(Term(coefficient, tuple(known), self.node))

@@ -1,0 +1,236 @@
+"""Run a graph once and let labels flow through every ATen operator that PyTorch executes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import FxpruneError
+from fxprune.graph.execution import MetaInterpreter, MetaMode
+from fxprune.graph.leaves import follows_input
+from fxprune.graph.shapes import run_error
+from fxprune.graph.tracing import trace_facts
+from fxprune.labels.call import Call, is_labelled, nothing
+from fxprune.labels.flow import Flow, Labels, TensorSlots
+from fxprune.labels.partition import Partition, partition
+from fxprune.labels.rules import FAMILIES, find_rule, operator_name
+from fxprune.runtime.modes import by_mode
+
+__all__ = ["Labelled", "Labelling", "propagate_labels"]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One tensor value of a node: its size and its labels."""
+
+    shape: tuple[int, ...]
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What one propagation found out about a graph.
+
+    Attributes:
+        flow: the facts that the rules stated.
+        partition: the classes of slots that follow from them.
+        values: node name → its value, every tensor replaced by a `Labelled`.
+        vectors: every distinct label vector that any operator made.
+        unruled: operator → number of calls, of those that have no rule and pinned something.
+    """
+
+    flow: Flow
+    partition: Partition
+    values: dict[str, Any]
+    vectors: tuple[Tensor, ...]
+    unruled: dict[str, int]
+
+
+def propagate_labels(module: fx.GraphModule) -> Labelling:
+    """Let labels flow through `module`, whose placeholders carry shapes in `meta["val"]`.
+
+    Raises `InputError` when the graph does not run on those shapes.
+    """
+    mode = _LabelMode(module)
+    interpreter = _LabelInterpreter(module, mode)
+    try:
+        interpreter.run_from_meta()
+    except FxpruneError:
+        raise
+    except Exception as error:
+        raise run_error(module, mode.current, error) from error
+    return Labelling(mode.flow, partition(mode.flow), mode.values, tuple(mode.vectors.values()), mode.unruled)
+
+
+class _LabelMode(MetaMode):
+    """Applies the rule of every operator that has labelled arguments."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__()
+        self.flow = Flow()
+        self.values: dict[str, Any] = {}
+        self.unruled: dict[str, int] = {}
+        self.vectors: dict[int, Tensor] = {}
+        self.current: fx.Node | None = None
+        self.may_reshape = True
+        self.opaque = False
+        self.inputs: list[Tensor] = []
+        self._sources: dict[int, tuple[Tensor, str]] = {}
+        self._labels: dict[int, tuple[Tensor, Labels]] = {}
+        self._constants: dict[int, Tensor] = {}
+        for name, tensor, is_parameter in _named_tensors(module):
+            slots = self.flow.slots.add(name, tensor.shape, is_parameter=is_parameter)
+            self._write(self.twin(tensor), _own_labels(slots))
+
+    def _write(self, tensor: Tensor, labels: Labels) -> None:
+        """Give labels to a tensor; the only position of a dimension must stay."""
+        if not is_labelled(labels):
+            self._labels.pop(id(tensor), None)
+            return
+        checked = list(labels)
+        for d, label in enumerate(labels):
+            if label is None:
+                continue
+            if tensor.shape[d] <= 1:
+                self.flow.pin(label, "the only position of its dimension")
+                checked[d] = None
+            elif id(label) not in self.vectors:
+                self.vectors[id(label)] = label
+        self._labels[id(tensor)] = (tensor, tuple(checked))
+
+    def read(self, tensor: Tensor) -> Labels:
+        """Return the labels of a tensor."""
+        known = self._labels.get(id(tensor))
+        return nothing(tensor) if known is None else known[1]
+
+    def twin(self, tensor: Tensor) -> Tensor:
+        made = super().twin(tensor)
+        if made is not tensor and not tensor.is_floating_point():
+            self._constants[id(made)] = tensor
+        return made
+
+    def source(self, tensor: Tensor) -> str | None:
+        """Return the input node of the current node whose zeros are zeros of this tensor, None if there is none."""
+        known = self._sources.get(id(tensor))
+        return None if known is None else known[1]
+
+    def observe(self, operator: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        inputs = _tensors(args, kwargs)
+        source = next((s for t in inputs if (s := self.source(t)) is not None), None)
+        if source is not None and _keeps_zeros(operator):
+            self._sources.update((id(t), (t, source)) for t in _tensors(result))
+        if not any(id(t) in self._labels for t in inputs) and not _creates(operator):
+            return
+        self.flow.operator = operator_name(operator)
+        call = Call(
+            self.flow, operator, args, kwargs, result, self.read, self._constant, self.source, self.may_reshape
+        )
+        self._assign(result, self._apply(operator, call))
+
+    def _constant(self, tensor: Tensor) -> Tensor | None:
+        return self._constants.get(id(tensor), tensor if tensor.device.type != "meta" else None)
+
+    def _apply(self, operator: OpOverload, call: Call) -> Any:
+        rule = None if self.opaque else find_rule(operator)
+        if rule is None:
+            where = "inside a module that was not traced" if self.opaque else "no rule for this operator"
+            self.unruled[self.flow.operator] = self.unruled.get(self.flow.operator, 0) + 1
+            call.pin_all(where)
+            return None
+        return rule(call)
+
+    def _assign(self, result: Any, labels: Any) -> None:
+        results = [result] if isinstance(result, Tensor) else list(result or ())
+        given = [labels] if isinstance(result, Tensor) else list(labels or ())
+        for i, tensor in enumerate(results):
+            if isinstance(tensor, Tensor):
+                found = given[i] if i < len(given) and given[i] is not None else nothing(tensor)
+                self._write(tensor, found)
+
+    def enter(self, module: fx.GraphModule, node: fx.Node, inputs: dict[str, Any]) -> None:
+        """Prepare for the operators of one node, whose input nodes have the values `inputs`."""
+        self.current = node
+        self.flow.node = node.name
+        self.inputs = _tensors(inputs)
+        self._sources = {id(value): (value, name) for name, value in inputs.items() if isinstance(value, Tensor)}
+        leaf = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        self.may_reshape = leaf is None or follows_input(leaf)
+        self.opaque = leaf is not None and str(node.target) in trace_facts(module).opaque
+        if self.opaque and leaf is not None:
+            self._pin_whole(leaf)
+
+    def _pin_whole(self, leaf: nn.Module) -> None:
+        self.flow.operator = "opaque"
+        for tensor in (*leaf.parameters(), *leaf.buffers()):
+            for label in self.read(self.twin(tensor)):
+                self.flow.pin(label, "inside a module that was not traced")
+
+    def leave(self, node: fx.Node, value: Any) -> None:
+        """Record the labels of a node's value; what the graph returns must stay whole."""
+        if node.op == "output" or node.target is by_mode:
+            self.flow.operator = "output"
+            for tensor in _tensors(value, self.inputs):
+                for label in self.read(tensor):
+                    self.flow.pin(label, "returned by the model")
+        self.values[node.name] = pytree.tree_map_only(
+            Tensor, lambda t: Labelled(tuple(t.shape), self.read(t)), value
+        )
+
+
+class _LabelInterpreter(MetaInterpreter):
+    def __init__(self, module: fx.GraphModule, mode: _LabelMode) -> None:
+        super().__init__(module, mode, mode.leave)
+        self.labels = mode
+        self.traced = module
+
+    def run_node(self, n: fx.Node) -> Any:
+        inputs = {i.name: self.env[i] for i in n.all_input_nodes}
+        self.labels.enter(self.traced, n, inputs)
+        return super().run_node(n)
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
+    """Yield every floating parameter and buffer once, under its first name."""
+    for name, parameter in module.named_parameters():
+        yield name, parameter, True
+    for name, buffer in module.named_buffers():
+        if buffer.is_floating_point():
+            yield name, buffer, False
+
+
+def _own_labels(slots: TensorSlots) -> Labels:
+    return tuple(torch.arange(start, start + size) for start, size in zip(slots.starts, slots.shape, strict=True))
+
+
+def _tensors(*values: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(_tensors(*value))
+        elif isinstance(value, dict):
+            found.extend(_tensors(*value.values()))
+    return found
+
+
+@functools.cache
+def _creates(operator: OpOverload) -> bool:
+    return operator_name(operator) in FAMILIES["creation"]
+
+
+_ZERO_TO_ZERO = {"aten.mul", "aten.relu", "aten.neg", "aten.abs", "aten._to_copy", "aten.clone", "aten.constant_pad_nd"}
+
+
+@functools.cache
+def _keeps_zeros(operator: OpOverload) -> bool:
+    """Whether a zero of the input is a zero of the result at the place where its label goes."""
+    name = operator_name(operator)
+    return name in FAMILIES["movement"] or name in _ZERO_TO_ZERO

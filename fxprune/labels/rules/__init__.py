@@ -1,0 +1,44 @@
+"""ATen operator → how labels flow through it, a table for each family.
+
+`RULES` maps an operator's name without overload (`aten.add`) to its rule. To add an operator, add one entry to the
+table of its family. An in-place operator follows its out-of-place twin; an operator that PyTorch tags as pointwise
+follows `pointwise`; anything else pins every channel that meets it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch._ops import OpOverload
+
+from fxprune.labels.call import Rule
+from fxprune.labels.rules import contraction, creation, movement, normalisation, pointwise, reduction, spatial
+
+__all__ = ["FAMILIES", "RULES", "find_rule", "operator_name"]
+
+FAMILIES: dict[str, dict[str, Rule]] = {
+    "pointwise": pointwise.RULES,
+    "contraction": contraction.RULES,
+    "movement": movement.RULES,
+    "spatial": spatial.RULES,
+    "normalisation": normalisation.RULES,
+    "reduction": reduction.RULES,
+    "creation": creation.RULES,
+}
+RULES: dict[str, Rule] = {name: rule for table in FAMILIES.values() for name, rule in table.items()}
+
+
+def operator_name(operator: OpOverload) -> str:
+    """Return the name without overload: `aten.add` for `aten.add.Tensor`.
+
+    >>> operator_name(torch.ops.aten.add.Tensor)
+    'aten.add'
+    """
+    return f"{operator.namespace}.{operator._schema.name.split('::')[1]}"
+
+
+def find_rule(operator: OpOverload) -> Rule | None:
+    """Return the rule of an operator, None where there is none and its channels must be pinned."""
+    if torch.Tag.pointwise in operator.tags:
+        return pointwise.pointwise
+    name = operator_name(operator)
+    return RULES.get(name) or RULES.get(name.removesuffix("_"))

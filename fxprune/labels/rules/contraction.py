@@ -1,0 +1,169 @@
+"""Operators that multiply and sum over a shared dimension: they absorb channels and make new ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.labels.call import Call, Rule, nothing
+from fxprune.labels.flow import Label, Labels
+from fxprune.labels.rules.pointwise import broadcast
+
+__all__ = ["RULES"]
+
+
+def convolution(call: Call) -> Labels:
+    """Convolution, transposed or not, in 1 to 3 dimensions.
+
+    1. groups = 1: input channels unite with the weight's, output channels are the weight's.
+    2. Whole groups leave (depthwise, many small groups): all channels of a group unite, input and output side.
+    3. The same channel leaves every group (few large groups): channels unite across groups.
+
+    Between 2 and 3 the one with more classes is taken.
+    """
+    x, weight, bias = call["input"], call["weight"], call["bias"]
+    transposed, groups = call["transposed"], call["groups"]
+    lx, lw = call.labels(x), call.labels(weight)
+    for label in lx[2:]:
+        call.flow.pin(label, "a convolution slides along this dimension")
+    for label in lw[2:]:
+        call.flow.pin(label, "kernel taps of a convolution")
+    spatial = x.shape[2:] if transposed else call.result.shape[2:]
+    taps = math.prod(weight.shape[2:])
+    call.flow.count_macs(
+        math.prod(spatial) * taps, (lx[0], x.shape[0]), (lw[0], weight.shape[0]), (lw[1], weight.shape[1])
+    )
+    if groups == 1:
+        call.contract((x, 1), (weight, 0 if transposed else 1))
+        out = lw[1] if transposed else lw[0]
+    else:
+        out = _grouped(call, x, weight, groups, transposed)
+    if bias is not None:
+        out = call.flow.unite(out, call.labels(bias)[0])
+    return (lx[0], out, *(None for _ in spatial))
+
+
+def _grouped(call: Call, x: Tensor, weight: Tensor, groups: int, transposed: bool) -> Label:
+    flow = call.flow
+    in_channels = call.labels(x)[1]
+    rows, columns = call.labels(weight)[:2]
+    inputs = x.shape[1] // groups
+    outputs = call.result.shape[1] // groups
+    if in_channels is not None and rows is not None and groups >= max(inputs, outputs):
+        # 2. rows are [groups × outputs], or [groups × inputs] when transposed.
+        flow.pin(columns, "channels within a group whose whole groups are pruned")
+        members = torch.cat([in_channels.view(groups, inputs), rows.view(groups, -1)], 1)
+        flow.unite_rows(members)
+        return in_channels.view(groups, inputs)[:, :1].expand(-1, outputs).reshape(-1) if transposed else rows
+    # 3. the first group stands for all.
+    first = _across_groups(call, in_channels, groups)
+    row = _across_groups(call, rows, groups)
+    if in_channels is not None and (row if transposed else columns) is not None:
+        call.absorb(x, 1)
+    flow.unite(first, row if transposed else columns)
+    if not transposed:
+        return rows
+    return None if columns is None else columns.repeat(groups)
+
+
+def _across_groups(call: Call, label: Label, groups: int) -> Label:
+    if label is None:
+        return None
+    table = label.view(groups, -1)
+    call.flow.unite_rows(table.t())
+    return table[0]
+
+
+def mm(call: Call) -> Labels:
+    """`mm` and `bmm`: [.., m, k] × [.., k, n]."""
+    return _product(call, call["self"], call["mat2"])
+
+
+def addmm(call: Call) -> Labels:
+    """`addmm`: `mm` plus an operand that broadcasts to the result."""
+    return _plus_self(call, _product(call, call["mat1"], call["mat2"]))
+
+
+def baddbmm(call: Call) -> Labels:
+    """`baddbmm`: `bmm` plus an operand that broadcasts to the result."""
+    return _plus_self(call, _product(call, call["batch1"], call["batch2"]))
+
+
+def _product(call: Call, a: Tensor, b: Tensor) -> Labels:
+    la, lb = call.labels(a), call.labels(b)
+    call.contract((a, a.dim() - 1), (b, b.dim() - 2))
+    batch = tuple(_join(call, x, y) for x, y in zip(la[:-2], lb[:-2], strict=True))
+    call.flow.count_macs(
+        1, *zip(batch, a.shape[:-2], strict=True), *zip(la[-2:], a.shape[-2:], strict=True), (lb[-1], b.shape[-1])
+    )
+    return (*batch, la[-2], lb[-1])
+
+
+def _join(call: Call, a: Label, b: Label) -> Label:
+    return None if a is None and b is None else call.flow.unite(a, b)
+
+
+def _plus_self(call: Call, out: Labels) -> Labels:
+    added = call["self"]
+    return broadcast(call.flow, [(call.result, out), (added, call.labels(added))])
+
+
+def linear(call: Call) -> Labels:
+    """`aten.linear`: [.., k] × [n, k] + [n]; most builds decompose it into `addmm`."""
+    x, weight, bias = call["input"], call["weight"], call["bias"]
+    lx, lw = call.labels(x), call.labels(weight)
+    call.contract((x, x.dim() - 1), (weight, 1))
+    call.flow.count_macs(1, *zip(lx[:-1], x.shape[:-1], strict=True), *zip(lw, weight.shape, strict=True))
+    out = lw[0] if bias is None else call.flow.unite(lw[0], call.labels(bias)[0])
+    return (*lx[:-1], out)
+
+
+def vector_product(call: Call) -> Labels:
+    """`mv` and `dot`: the last dimension of the first operand times the only one of the second."""
+    a, b = call.tensors
+    call.contract((a, a.dim() - 1), (b, 0))
+    call.flow.count_macs(1, *zip(call.labels(a), a.shape, strict=True))
+    return call.labels(a)[:-1]
+
+
+def attention(call: Call) -> list[Labels]:
+    """Fused scaled dot-product attention: [.., n, d] × [.., m, d] → softmax over m → × [.., m, v]."""
+    q, k, v = call["query"], call["key"], call["value"]
+    lq, lk, lv = (call.labels(t) for t in (q, k, v))
+    call.contract((q, q.dim() - 1), (k, k.dim() - 1))
+    batch = broadcast(call.flow, [(t.flatten(-2)[..., 0], labels[:-2]) for t, labels in ((q, lq), (k, lk), (v, lv))])
+    for label in (lk[-2], lv[-2]):
+        call.flow.pin(label, "attention takes a softmax over this dimension")
+    rest: list[Any] = list(zip(batch, q.shape[:-2], strict=True)) + [(lq[-2], q.shape[-2])]
+    call.flow.count_macs(k.shape[-2], *rest, (lq[-1], q.shape[-1]))
+    call.flow.count_macs(k.shape[-2], *rest, (lv[-1], v.shape[-1]))
+    out: Labels = (*batch, lq[-2], lv[-1])
+    return [out, *(nothing(r) if isinstance(r, Tensor) else () for r in call.result[1:])]
+
+
+def embedding(call: Call) -> Labels:
+    """Row look-up: rows stay, the embedding's width is made here."""
+    rows, width = call.labels(call["weight"])
+    call.flow.pin(rows, "rows of an embedding are looked up by index")
+    return (*nothing(call["indices"]), width)
+
+
+RULES: dict[str, Rule] = {
+    "aten.convolution": convolution,
+    "aten.mm": mm,
+    "aten.bmm": mm,
+    "aten.addmm": addmm,
+    "aten.baddbmm": baddbmm,
+    "aten.linear": linear,
+    "aten.mv": vector_product,
+    "aten.dot": vector_product,
+    "aten.embedding": embedding,
+    "aten._scaled_dot_product_flash_attention_for_cpu": attention,
+    "aten._scaled_dot_product_flash_attention": attention,
+    "aten._scaled_dot_product_efficient_attention": attention,
+    "aten._scaled_dot_product_cudnn_attention": attention,
+    "aten._scaled_dot_product_fused_attention_overrideable": attention,
+}

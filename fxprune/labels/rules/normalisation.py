@@ -1,0 +1,91 @@
+"""Normalisation layers: affine parameters unite with the channels; sharing statistics makes channels statistical."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fxprune.labels.call import Call, Rule, nothing
+from fxprune.labels.flow import Label, Labels
+
+__all__ = ["RULES"]
+
+
+def batch_norm(call: Call) -> list[Labels]:
+    """Each channel (dimension 1) has its own statistics over all other dimensions."""
+    x = call["input"]
+    labels = list(call.labels(x))
+    if isinstance(call["weight"], Tensor):
+        _note_scale(call, call["weight"])
+    for d, label in enumerate(labels):
+        if d != 1 and _uses_batch_statistics(call):
+            call.flow.mark_statistical(label, "batch statistics are taken over this dimension")
+    channel: Label = labels[1]
+    affine = [t for t in call.tensors if t is not x]
+    for tensor in affine:
+        channel = call.flow.unite(channel, call.labels(tensor)[0])
+    labels[1] = channel
+    return [tuple(labels), *((channel,) if r.dim() == 1 and r.numel() else nothing(r) for r in call.result[1:])]
+
+
+def _note_scale(call: Call, weight: Tensor) -> None:
+    label = call.labels(weight)[0]
+    if label is not None:
+        call.flow.roles[int(label[0])] = "batch_norm_scale"
+
+
+def _uses_batch_statistics(call: Call) -> bool:
+    names = {argument.name for argument in call.operator._schema.arguments}
+    return bool(call["training"]) if "training" in names else "no_training" not in str(call.operator)
+
+
+def layer_norm(call: Call) -> list[Labels]:
+    """Statistics are taken over the trailing `normalized_shape` dimensions: labels there are statistical."""
+    x, count = call["input"], len(call["normalized_shape"])
+    labels = list(call.labels(x))
+    for d in range(x.dim() - count, x.dim()):
+        call.flow.mark_statistical(labels[d], "layer normalisation takes statistics over this dimension")
+        for name in ("weight", "bias"):
+            affine = call[name] if _accepts(call, name) else None
+            if isinstance(affine, Tensor) and affine.shape[d - x.dim()] > 1:
+                labels[d] = call.flow.unite(labels[d], call.labels(affine)[d - x.dim()])
+    out = tuple(labels)
+    return [out, *(labels_of_statistics(out, count, r) for r in call.result[1:])]
+
+
+def labels_of_statistics(labels: Labels, count: int, result: Tensor) -> Labels:
+    """Labels of a mean or deviation: as the input before the normalised dimensions, which have size 1."""
+    return (*labels[: len(labels) - count], *((None,) * (result.dim() - len(labels) + count)))
+
+
+def _accepts(call: Call, name: str) -> bool:
+    return any(argument.name == name for argument in call.operator._schema.arguments)
+
+
+def group_norm(call: Call) -> list[Labels]:
+    """Each group of channels has its own statistics: whole groups leave exactly, so the channels of one unite."""
+    x, groups = call["input"], call["group"]
+    labels = list(call.labels(x))
+    label = labels[1]
+    if label is not None and groups == 1:
+        call.flow.mark_statistical(label, "group normalisation takes statistics over all channels")
+    elif label is not None:
+        call.flow.unite_rows(label.view(groups, -1))
+    for name in ("weight", "bias"):
+        if isinstance(call[name], Tensor):
+            labels[1] = call.flow.unite(labels[1], call.labels(call[name])[0])
+    for spatial in labels[2:]:
+        call.flow.mark_statistical(spatial, "group normalisation takes statistics over this dimension")
+    return [tuple(labels), *(nothing(r) for r in call.result[1:])]
+
+
+RULES: dict[str, Rule] = {
+    "aten.native_batch_norm": batch_norm,
+    "aten._native_batch_norm_legit": batch_norm,
+    "aten._native_batch_norm_legit_no_training": batch_norm,
+    "aten._batch_norm_with_update": batch_norm,
+    "aten._batch_norm_no_update": batch_norm,
+    "aten.cudnn_batch_norm": batch_norm,
+    "aten.native_layer_norm": layer_norm,
+    "aten._fused_rms_norm": layer_norm,
+    "aten.native_group_norm": group_norm,
+}

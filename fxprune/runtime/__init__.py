@@ -1,0 +1,1 @@
+"""What stays in a shipped model. Imports torch only."""

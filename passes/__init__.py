@@ -1,0 +1,30 @@
+"""The rewrites, one file each. `PASSES` lists them in the order of a full pipeline."""
+
+from __future__ import annotations
+
+from fxprune.graph.passes import Pass
+from passes.channel_selection import ChannelSelection
+from passes.channel_surgery import ChannelSurgery
+from passes.dead_code_elimination import DeadCodeElimination
+from passes.mask_insertion import MaskInsertion
+from passes.orbit_detection import OrbitDetection
+from passes.shape_propagation import ShapePropagation
+
+__all__ = [
+    "PASSES",
+    "ChannelSelection",
+    "ChannelSurgery",
+    "DeadCodeElimination",
+    "MaskInsertion",
+    "OrbitDetection",
+    "ShapePropagation",
+]
+
+PASSES: tuple[type[Pass], ...] = (
+    ShapePropagation,
+    OrbitDetection,
+    MaskInsertion,
+    ChannelSelection,
+    ChannelSurgery,
+    DeadCodeElimination,
+)

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import FxpruneError, InputError
 from fxprune.graph.execution import MetaInterpreter, MetaMode
 
-__all__ = ["input_pixels", "propagate_shapes", "run_error", "shapes_of"]
+__all__ = ["input_pixels", "propagate_shapes", "record_shape", "run_error", "shapes_of"]
 
 
 def propagate_shapes(module: fx.GraphModule) -> None:
@@ -22,18 +22,20 @@ def propagate_shapes(module: fx.GraphModule) -> None:
     """
     current: list[fx.Node] = []
 
-    def visit(node: fx.Node, value: Any) -> None:
-        node.meta["val"] = value
-        if isinstance(value, Tensor):
-            node.meta["tensor_meta"] = _extract_tensor_metadata(value)
-
-    interpreter = _Watched(module, MetaMode(), visit, current)
+    interpreter = _Watched(module, MetaMode(), record_shape, current)
     try:
         interpreter.run_from_meta()
     except FxpruneError:
         raise
     except Exception as error:
         raise run_error(module, current[-1] if current else None, error) from error
+
+
+def record_shape(node: fx.Node, value: Any) -> None:
+    """Write a node's meta value where readers of torch.fx graphs look for it."""
+    node.meta["val"] = value
+    if isinstance(value, Tensor):
+        node.meta["tensor_meta"] = _extract_tensor_metadata(value)
 
 
 class _Watched(MetaInterpreter):

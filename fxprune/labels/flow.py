@@ -101,7 +101,7 @@ class Flow:
     absorbed: list[Absorption] = field(default_factory=list)
     macs: list[Term] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)
-    """First slot of a tensor → the role it plays (`batch_norm_scale`)."""
+    """First slot of a label → the part it plays: `output` or `input` of a weight, `scale` of a batch norm."""
 
     def _reason(self, text: str) -> Reason:
         return Reason(self.node, self.operator, text)
@@ -137,6 +137,11 @@ class Flow:
         """State that the current node sums over `label` of its input `source`: a zero there equals a removal."""
         if label is not None:
             self.absorbed.append(Absorption(label, self.node, source))
+
+    def play(self, label: Label, role: str) -> None:
+        """State which part a dimension of a parameter plays; scores are taken by it."""
+        if label is not None:
+            self.roles.setdefault(int(label[0]), role)
 
     def count_macs(self, coefficient: int, *labels: tuple[Label, int]) -> None:
         """Count `coefficient` × the product of the label lengths as multiply-accumulates of the current node.

@@ -32,12 +32,14 @@ __all__ = ["Member", "Orbit", "Orbits", "Pinned", "find_orbits"]
 class Member:
     """A dimension of a parameter or buffer whose positions belong to an orbit.
 
-    `indices` is int64 [width, multiplicity]: row i are the positions of class i.
+    `indices` is int64 [width, multiplicity]: row i are the positions of class i. `role` is the part that the dimension
+    plays: "output" or "input" of a weight, "scale" of a batch norm, "" for others.
     """
 
     parameter: str
     dimension: int
     indices: Tensor
+    role: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,16 @@ class Orbit:
     def width(self) -> int:
         """Number of classes."""
         return self.classes.numel()
+
+    @property
+    def mask(self) -> str | None:
+        """Name of the buffer that masks this orbit, None where the graph has no mask for it."""
+        return next((m.parameter for m in self.members if is_mask(m.parameter)), None)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Modules whose output channels these are."""
+        return tuple(dict.fromkeys(m.parameter.rpartition(".")[0] for m in self.members if m.role == "output"))
 
     @property
     def channels(self) -> int:
@@ -237,6 +249,7 @@ def _members(places: _Places, orbit_of: Tensor, classes: list[Tensor]) -> list[l
     position = torch.zeros(orbit_of.numel(), dtype=torch.int64)
     for ids in classes:
         position[ids] = torch.arange(ids.numel())
+    roles = places.labelling.flow.roles
     members: list[list[Member]] = [[] for _ in classes]
     for tensor, dim, held in places.dimensions():
         orbits = orbit_of[held]
@@ -245,7 +258,8 @@ def _members(places: _Places, orbit_of: Tensor, classes: list[Tensor]) -> list[l
                 continue
             here = (orbits == orbit).nonzero().squeeze(1)
             order = position[held[here]].argsort(stable=True)
-            members[orbit].append(Member(tensor.name, dim, here[order].view(classes[orbit].numel(), -1)))
+            indices = here[order].view(classes[orbit].numel(), -1)
+            members[orbit].append(Member(tensor.name, dim, indices, roles.get(tensor.starts[dim], "")))
     return members
 
 

@@ -36,6 +36,8 @@ def convolution(call: Call) -> Labels:
     call.flow.count_macs(
         math.prod(spatial) * taps, (lx[0], x.shape[0]), (lw[0], weight.shape[0]), (lw[1], weight.shape[1])
     )
+    call.flow.play(lw[1 if transposed else 0], "output")
+    call.flow.play(lw[0 if transposed else 1], "input")
     if groups == 1:
         call.contract((x, 1), (weight, 0 if transposed else 1))
         out = lw[1] if transposed else lw[0]
@@ -95,6 +97,8 @@ def baddbmm(call: Call) -> Labels:
 def _product(call: Call, a: Tensor, b: Tensor) -> Labels:
     la, lb = call.labels(a), call.labels(b)
     call.contract((a, a.dim() - 1), (b, b.dim() - 2))
+    call.flow.play(lb[-1], "output")
+    call.flow.play(lb[-2], "input")
     batch = tuple(_join(call, x, y) for x, y in zip(la[:-2], lb[:-2], strict=True))
     call.flow.count_macs(
         1, *zip(batch, a.shape[:-2], strict=True), *zip(la[-2:], a.shape[-2:], strict=True), (lb[-1], b.shape[-1])
@@ -116,6 +120,8 @@ def linear(call: Call) -> Labels:
     x, weight, bias = call["input"], call["weight"], call["bias"]
     lx, lw = call.labels(x), call.labels(weight)
     call.contract((x, x.dim() - 1), (weight, 1))
+    call.flow.play(lw[0], "output")
+    call.flow.play(lw[1], "input")
     call.flow.count_macs(1, *zip(lx[:-1], x.shape[:-1], strict=True), *zip(lw, weight.shape, strict=True))
     out = lw[0] if bias is None else call.flow.unite(lw[0], call.labels(bias)[0])
     return (*lx[:-1], out)

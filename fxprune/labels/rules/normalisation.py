@@ -15,7 +15,7 @@ def batch_norm(call: Call) -> list[Labels]:
     x = call["input"]
     labels = list(call.labels(x))
     if isinstance(call["weight"], Tensor):
-        _note_scale(call, call["weight"])
+        call.flow.play(call.labels(call["weight"])[0], "scale")
     for d, label in enumerate(labels):
         if d != 1 and _uses_batch_statistics(call):
             call.flow.mark_statistical(label, "batch statistics are taken over this dimension")
@@ -25,12 +25,6 @@ def batch_norm(call: Call) -> list[Labels]:
         channel = call.flow.unite(channel, call.labels(tensor)[0])
     labels[1] = channel
     return [tuple(labels), *((channel,) if r.dim() == 1 and r.numel() else nothing(r) for r in call.result[1:])]
-
-
-def _note_scale(call: Call, weight: Tensor) -> None:
-    label = call.labels(weight)[0]
-    if label is not None:
-        call.flow.roles[int(label[0])] = "batch_norm_scale"
 
 
 def _uses_batch_statistics(call: Call) -> bool:

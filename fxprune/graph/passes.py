@@ -1,0 +1,176 @@
+"""What a pass is, and how a pipeline runs, verifies and spells passes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import fx
+from torch.fx.passes.infra.pass_base import PassResult
+
+from fxprune.errors import FxpruneError, SpecError, VerifyError, nearest
+from fxprune.graph.dump import dump
+from fxprune.graph.verify import verify
+
+__all__ = ["Observer", "Pass", "PassEvent", "Pipeline", "parse_spec", "print_changes"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Base of all passes: a frozen dataclass whose fields are its options.
+
+    A subclass writes `rewrite`, which edits the module in place and says whether it changed anything, and documents
+    the rewrite, before → after. Calling a pass returns torch's own `PassResult`, so it also runs in torch's
+    `PassManager`.
+    """
+
+    name: ClassVar[str]
+
+    def rewrite(self, module: fx.GraphModule) -> bool:
+        """Edit `module` in place; return whether anything changed."""
+        raise NotImplementedError
+
+    def __call__(self, module: fx.GraphModule) -> PassResult:
+        changed = self.rewrite(module)
+        if changed:
+            module.recompile()
+        return PassResult(module, changed)
+
+    def __str__(self) -> str:
+        """Spell the pass with the options that differ from their defaults: `channel-selection{macs=50%}`."""
+        options = [
+            f"{field.name}={_spell(self.name, field.name, value)}"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return self.name + (f"{{{','.join(options)}}}" if options else "")
+
+
+def _spell(name: str, option: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return "|".join(_spell(name, option, v) for v in value)
+    if isinstance(value, (bool, int, float, str)):
+        return str(value)
+    raise SpecError(f"option '{option}' of pass '{name}' is a {type(value).__name__}, which has no spelling in a spec")
+
+
+@dataclass(frozen=True)
+class PassEvent:
+    """What an observer is told after each pass; `before` is the dump before it."""
+
+    name: str
+    module: fx.GraphModule
+    before: str
+    modified: bool
+    seconds: float
+
+
+Observer = Callable[[PassEvent], None]
+
+
+def print_changes(event: PassEvent) -> None:
+    """Observer: print what each pass changed, as a unified diff of dumps."""
+    print(f"--- {event.name}: {event.seconds:.3f} s{'' if event.modified else ', nothing changed'}")  # noqa: T201
+    lines = difflib.unified_diff(event.before.splitlines(), dump(event.module).splitlines(), lineterm="", n=0)
+    print("\n".join(list(lines)[2:]))  # noqa: T201
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Runs passes in order on a copy of the module and verifies the graph after each.
+
+    `str(pipeline)` is a spec that `parse_spec` reads back.
+    """
+
+    passes: tuple[Pass, ...]
+    observers: tuple[Observer, ...] = ()
+
+    def __call__(self, module: fx.GraphModule) -> PassResult:
+        """Return the rewritten copy; `module` stays as it is, also when a pass fails.
+
+        Raises whatever mistake of the caller a pass reports, and `VerifyError` when a pass breaks the graph.
+        """
+        copied = copy.deepcopy(module)
+        modified = False
+        for step in self.passes:
+            modified |= self._run(step, copied)
+        return PassResult(copied, modified)
+
+    def _run(self, step: Pass, module: fx.GraphModule) -> bool:
+        before = dump(module) if self.observers else ""
+        start = time.perf_counter()
+        try:
+            modified = step(module).modified
+        except FxpruneError:
+            raise
+        except Exception as error:
+            raise VerifyError(f"pass '{step.name}' failed: {type(error).__name__}: {error}\n{dump(module)}") from error
+        if modified:
+            verify(module, step.name)
+        for observe in self.observers:
+            observe(PassEvent(str(step.name), module, before, modified, time.perf_counter() - start))
+        return modified
+
+    def __str__(self) -> str:
+        return ",".join(str(step) for step in self.passes)
+
+
+_PASS = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+
+
+def parse_spec(spec: str, known: Sequence[type[Pass]]) -> tuple[Pass, ...]:
+    """Read passes from a spec string, the inverse of `str(pipeline)`.
+
+    Raises `SpecError` naming the pass or option that does not exist and the nearest that does.
+    """
+    by_name = {kind.name: kind for kind in known}
+    passes, position = [], 0
+    while position < len(spec):
+        match = _PASS.match(spec, position)
+        if match is None:
+            raise SpecError(
+                f"cannot read the pass spec at '{spec[position:]}'; write name{{option=value,…}} separated by commas"
+            )
+        name, options = match.group(1).replace("_", "-"), match.group(2) or ""
+        if name not in by_name:
+            raise SpecError(f"unknown pass '{name}'; {nearest(name, by_name)}")
+        passes.append(_build(by_name[name], options))
+        position = match.end()
+    if not passes:
+        raise SpecError(f"the pass spec is empty; known passes: {', '.join(by_name)}")
+    return tuple(passes)
+
+
+def _build(kind: type[Pass], options: str) -> Pass:
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    given: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in options.split(","))):
+        key, equals, value = item.partition("=")
+        key = key.strip().replace("-", "_")
+        if key not in fields or not equals:
+            raise SpecError(f"pass '{kind.name}' has no option '{key}'; {nearest(key, fields)}")
+        given[key] = _read(str(fields[key].type), value.strip())
+    return kind(**given)
+
+
+def _read(annotation: str, text: str) -> Any:
+    if annotation.startswith("tuple"):
+        return tuple(filter(None, text.split("|")))
+    if annotation == "bool":
+        return text.lower() in ("true", "1", "yes")
+    return _number(text)
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

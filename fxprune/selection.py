@@ -1,0 +1,324 @@
+"""Which classes leave: targets, constraints, and the order of removal.
+
+Every scope is the same algorithm. Each orbit gives an ordered list of *steps*, each removing enough classes to reach
+the next allowed width. All steps are put into one order (by fraction removed for `uniform`, by score for `global`),
+and the shortest prefix that meets the target is taken, found by bisection on the cost model.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.cost import CostModel
+from fxprune.errors import SpecError, TargetError, nearest
+from fxprune.labels.orbits import Orbit, Orbits
+
+__all__ = ["Constraints", "Target", "choose", "eligible_orbits", "match_layers", "read_amount"]
+
+_CLOSE = 0.002
+"""A budget is met this closely where the granularity of the channels allows."""
+
+_LOOKAHEAD = 64
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to reach: exactly one of `ratio` (fraction removed), `macs`, `parameters` (what is left).
+
+    `macs` and `parameters` are a share ("50%", 0.5) or an absolute count (2e9); `ratio` is a share, or one for each
+    layer name or pattern.
+    """
+
+    ratio: float | str | Mapping[str, float] | None = None
+    macs: float | str | None = None
+    parameters: float | str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("ratio", "macs", "parameters") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise TargetError(
+                f"give exactly one target of ratio, macs, parameters; got {', '.join(given) or 'none'} "
+                "(for example macs='50%')"
+            )
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What every selection respects.
+
+    `round_to`: kept channels of every orbit are a multiple of it; `min_width`: classes that stay at least;
+    `max_ratio`: largest fraction that leaves an orbit; `include`/`exclude`: layers by name, glob or type whose output
+    channels may, or may not, leave; `allow_statistical`: also orbits whose removal is only approximate.
+    """
+
+    round_to: int = 1
+    min_width: int = 1
+    max_ratio: float = 1.0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    allow_statistical: bool = False
+
+    def __post_init__(self) -> None:
+        if self.round_to < 1 or self.min_width < 1:
+            raise TargetError(f"round_to ({self.round_to}) and min_width ({self.min_width}) must be at least 1")
+        if not 0 < self.max_ratio <= 1:
+            raise TargetError(f"max_ratio is {self.max_ratio}; give a fraction in (0, 1]")
+
+    def widths(self, orbit: Orbit) -> list[int]:
+        """Return the widths that an orbit may have, descending from its own."""
+        unit = self.round_to // math.gcd(self.round_to, orbit.channels)
+        least = max(self.min_width, math.ceil(round(orbit.width * (1 - self.max_ratio), 9)), 1)
+        return [orbit.width] + [w for w in range(orbit.width - 1, least - 1, -1) if w % unit == 0]
+
+
+def read_amount(value: float | str, what: str, whole: float) -> float:
+    """Return a target as an absolute number: "50%" and 0.5 are shares of `whole`, anything above 1 is absolute.
+
+    >>> read_amount("50%", "macs", 300.0), read_amount(0.5, "macs", 300.0), read_amount(120, "macs", 300.0)
+    (150.0, 150.0, 120.0)
+    """
+    text = str(value).strip()
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise TargetError(f"cannot read {what}={value!r}; write a share ('50%', 0.5) or a count (2e9)") from None
+    share = text.endswith("%") or number <= 1
+    amount = number * whole if share else number
+    if not 0 < amount <= whole:
+        raise TargetError(
+            f"{what}={value} is {'more than the model has' if amount > whole else 'not positive'}; the model has "
+            f"{whole:,.0f}: give what shall be left, above 0 and at most 100%"
+        )
+    return amount
+
+
+def match_layers(patterns: Iterable[str], module: fx.GraphModule) -> set[str]:
+    """Return the modules that any pattern names: by path, by glob over paths, or by type name.
+
+    Raises `SpecError` for a pattern that matches nothing, with the nearest name.
+    """
+    layers = {name: type(part).__name__ for name, part in module.named_modules() if name}
+    parameters = {name.rpartition(".")[0] for name, _ in module.named_parameters()} | {
+        name for name, _ in module.named_parameters()
+    }
+    matched: set[str] = set()
+    for pattern in patterns:
+        found = {n for n, kind in layers.items() if fnmatch.fnmatchcase(n, pattern) or kind == pattern}
+        found |= {n for n in parameters if n and fnmatch.fnmatchcase(n, pattern)}
+        found |= {n for n in (*layers, *parameters) if n.startswith(f"{pattern}.")}
+        if not found:
+            raise SpecError(
+                f"no layer matches '{pattern}'; {nearest(pattern, [*layers, *sorted(set(layers.values()))])}"
+            )
+        matched |= found
+    return matched
+
+
+def eligible_orbits(module: fx.GraphModule, orbits: Orbits, constraints: Constraints) -> list[Orbit]:
+    """Return the orbits that may lose channels: masked, exact unless allowed, included and not excluded."""
+    included = match_layers(constraints.include, module) if constraints.include else None
+    excluded = match_layers(constraints.exclude, module)
+    return [
+        orbit
+        for orbit in orbits
+        if orbit.mask is not None
+        and (constraints.allow_statistical or orbit.statistical is None)
+        and (included is None or included.intersection(_sources(orbit)))
+        and not excluded.intersection(_sources(orbit))
+    ]
+
+
+def _sources(orbit: Orbit) -> set[str]:
+    """Modules and parameters that make an orbit's channels."""
+    made = {m.parameter for m in orbit.members if m.role == "output"}
+    return {name.rpartition(".")[0] for name in made} | made
+
+
+@dataclass(frozen=True)
+class _Step:
+    key: float
+    orbit: int
+    position: int
+    classes: Tensor
+
+
+def choose(
+    module: fx.GraphModule,
+    orbits: Orbits,
+    scores: Mapping[str, Tensor],
+    target: Target,
+    constraints: Constraints,
+    scope: str,
+) -> Tensor:
+    """Return the keep-vector, float64 [classes], that meets `target`.
+
+    Raises `TargetError` when the target cannot be reached, with the reachable minimum and what pins the rest.
+    """
+    if scope not in ("global", "uniform"):
+        raise SpecError(f"unknown scope '{scope}'; known: global, uniform (per orbit: a ratio for each layer pattern)")
+    costs = CostModel(module, orbits)
+    eligible = [orbit for orbit in eligible_orbits(module, orbits, constraints) if orbit.name in scores]
+    keep = costs.all_kept()
+    if target.ratio is not None:
+        return _by_ratio(module, eligible, scores, target.ratio, constraints, scope, keep)
+    steps = _steps(eligible, scores, constraints, scope)
+    what = "macs" if target.macs is not None else "parameters"
+    measure = costs.macs if what == "macs" else costs.parameters
+    wanted = target.macs if target.macs is not None else target.parameters
+    assert wanted is not None
+    amount = read_amount(wanted, what, float(measure(keep)))
+    search = _Search(steps, keep, lambda vector: float(measure(vector)))
+    if search.cost_of(len(steps)) > amount * (1 + 1e-12):
+        raise TargetError(_unreachable(what, wanted, search, float(measure(keep)), orbits, eligible))
+    return search.meet(amount)
+
+
+def _steps(
+    eligible: Sequence[Orbit], scores: Mapping[str, Tensor], constraints: Constraints, scope: str
+) -> list[_Step]:
+    steps = []
+    for i, orbit in enumerate(eligible):
+        order = scores[orbit.name].argsort(stable=True)
+        ranked = scores[orbit.name][order]
+        widths = constraints.widths(orbit)
+        worst = -math.inf
+        for position, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+            gone = slice(orbit.width - before, orbit.width - after)
+            # Within an orbit keys never fall, so that a prefix of all steps is a prefix of each orbit's.
+            worst = max(worst, float(ranked[gone].mean()))
+            key = worst if scope == "global" else (orbit.width - after) / orbit.width
+            steps.append(_Step(key, i, position, orbit.classes[order[gone]]))
+    return sorted(steps, key=lambda s: (s.key, s.orbit, s.position))
+
+
+class _Search:
+    """Finds the shortest prefix of steps whose cost is within a budget."""
+
+    def __init__(self, steps: Sequence[_Step], keep: Tensor, measure: object) -> None:
+        self.steps = steps
+        self.keep = keep
+        self.measure = measure
+        self.order = torch.cat([s.classes for s in steps]) if steps else torch.zeros(0, dtype=torch.int64)
+        self.ends = [0, *torch.tensor([s.classes.numel() for s in steps]).cumsum(0).tolist()] if steps else [0]
+
+    def after(self, count: int) -> Tensor:
+        """Return the keep-vector after the first `count` steps."""
+        keep = self.keep.clone()
+        keep[self.order[: self.ends[count]]] = 0
+        return keep
+
+    def cost_of(self, count: int) -> float:
+        """Return the cost after the first `count` steps."""
+        return self.measure(self.after(count))  # type: ignore[operator, no-any-return]
+
+    def meet(self, amount: float) -> Tensor:
+        """Return the keep-vector of the largest cost within `amount`."""
+        low, high = 0, len(self.steps)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.cost_of(middle) <= amount else (middle + 1, high)
+        best, cost = self.after(low), self.cost_of(low)
+        if low == 0 or cost >= amount * (1 - _CLOSE):
+            return best
+        return self._finer(low, amount, best, cost)
+
+    def _finer(self, count: int, amount: float, best: Tensor, cost: float) -> Tensor:
+        """Replace the last step, which overshot, by a later one that comes closer to the budget."""
+        base = self.after(count - 1)
+        skipped = {self.steps[count - 1].orbit}
+        for step in self.steps[count : count + _LOOKAHEAD]:
+            if step.orbit in skipped:
+                continue
+            skipped.add(step.orbit)
+            keep = base.clone()
+            keep[step.classes] = 0
+            found = self.measure(keep)  # type: ignore[operator]
+            if cost < found <= amount:
+                best, cost = keep, found
+        return best
+
+
+def _by_ratio(
+    module: fx.GraphModule,
+    eligible: Sequence[Orbit],
+    scores: Mapping[str, Tensor],
+    ratio: float | str | Mapping[str, float],
+    constraints: Constraints,
+    scope: str,
+    keep: Tensor,
+) -> Tensor:
+    keep = keep.clone()
+    if scope == "global" and not isinstance(ratio, Mapping):
+        steps = _steps(eligible, scores, constraints, scope)
+        left = read_ratio(ratio) * sum(orbit.width for orbit in eligible)
+        for step in steps:
+            if step.classes.numel() <= left + 0.5:
+                keep[step.classes] = 0
+                left -= step.classes.numel()
+        return keep
+    ratios = _ratio_of_orbits(module, eligible, ratio)
+    for orbit in eligible:
+        if orbit.name not in ratios:
+            continue
+        wanted = orbit.width * (1 - ratios[orbit.name])
+        width = min(constraints.widths(orbit), key=lambda w: (abs(w - wanted), w))
+        keep[orbit.classes[scores[orbit.name].argsort(stable=True)[: orbit.width - width]]] = 0
+    return keep
+
+
+def read_ratio(value: float | str) -> float:
+    """Return a fraction removed, in [0, 1). Raises `TargetError` otherwise.
+
+    >>> read_ratio("30%"), read_ratio(0.3)
+    (0.3, 0.3)
+    """
+    text = str(value).strip()
+    try:
+        ratio = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise TargetError(f"cannot read ratio={value!r}; write the fraction removed, as '30%' or 0.3") from None
+    if not 0 <= ratio < 1:
+        raise TargetError(f"ratio={value} is outside [0, 1); a ratio is the fraction of channels that is removed")
+    return ratio
+
+
+def _ratio_of_orbits(
+    module: fx.GraphModule, eligible: Sequence[Orbit], ratio: float | str | Mapping[str, float]
+) -> dict[str, float]:
+    if not isinstance(ratio, Mapping):
+        return {orbit.name: read_ratio(ratio) for orbit in eligible}
+    ratios: dict[str, float] = {}
+    for pattern, value in ratio.items():
+        layers = match_layers([pattern], module)
+        for orbit in eligible:
+            if layers.intersection(_sources(orbit)):
+                ratios[orbit.name] = read_ratio(value)
+    return ratios
+
+
+def _unreachable(
+    what: str, wanted: float | str, search: _Search, whole: float, orbits: Orbits, eligible: Sequence[Orbit]
+) -> str:
+    least = search.cost_of(len(search.steps))
+    held: Counter[str] = Counter()
+    for pinned in orbits.pinned:
+        if pinned.dimension == 0 and pinned.indices.numel() > 1:
+            held[str(pinned.reason)] += pinned.indices.numel()
+    names = {orbit.name for orbit in eligible}
+    for orbit in orbits:
+        if orbit.name not in names:
+            why = f"statistical: {orbit.statistical}" if orbit.statistical else "excluded"
+            held[why] += orbit.width
+    causes = "; ".join(f"{count} channels {reason}" for reason, count in held.most_common(3)) or "nothing else"
+    return (
+        f"{what}={wanted} cannot be reached: the minimum is {least:,.0f} ({least / whole:.1%} of {whole:,.0f}). "
+        f"What holds the rest: {causes}. Raise the target, loosen min_width, max_ratio, round_to or exclude, or pass "
+        "allow_statistical where an approximation is acceptable"
+    )

@@ -1,0 +1,120 @@
+"""Put a mask for every orbit before every operator that absorbs its channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.graph.passes import Pass
+from fxprune.labels.orbits import Orbit, Orbits, find_orbits
+from fxprune.labels.propagation import Labelled
+from fxprune.runtime.masks import MASKS, ChannelMasks, mask_channels
+
+__all__ = ["MaskInsertion"]
+
+
+@dataclass(frozen=True)
+class MaskInsertion(Pass):
+    """One mask of ones per orbit, applied right before every operator that absorbs its channels (paper 001, §3).
+
+    Before: `%conv2 = conv2(%relu)`
+    After: `%orbit_0 = get masks.orbit_0`, `%mask = mask_channels(%relu, [%orbit_0], 1)`, `%conv2 = conv2(%mask)`
+
+    Where the channels of several orbits meet (concatenation, flatten, shuffle), an index table says which mask each
+    channel has. The masks are the plan: zeros written into them are what `channel-surgery` cuts.
+    """
+
+    name: ClassVar[str] = "mask-insertion"
+
+    def rewrite(self, module: fx.GraphModule) -> bool:
+        """Insert masks; a graph that has them is left alone."""
+        if hasattr(module, MASKS):
+            return False
+        orbits = find_orbits(module)
+        sites = list(_sites(module, orbits))
+        if not sites:
+            return False
+        writer = _Writer(module, orbits)
+        for site in sites:
+            writer.insert(*site)
+        return True
+
+
+def _sites(module: fx.GraphModule, orbits: Orbits) -> Iterator[tuple[fx.Node, fx.Node, int, Tensor]]:
+    """Yield (absorbing node, its input, dimension, class of each channel), each once."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    part = orbits.labelling.partition
+    absorbed: dict[tuple[str, str], Tensor] = {}
+    for event in orbits.labelling.flow.absorbed:
+        classes = part.of_slot[event.label]
+        key = (event.node, event.source)
+        absorbed[key] = torch.cat([absorbed[key], classes]) if key in absorbed else classes
+    for (node, source), classes in absorbed.items():
+        value = orbits.labelling.values[source]
+        assert isinstance(value, Labelled)
+        for dim, label in enumerate(value.labels):
+            if label is None:
+                continue
+            held = part.of_slot[label]
+            if ((orbits.of_class[held] >= 0) & torch.isin(held, classes)).any():
+                yield nodes[node], nodes[source], dim, held
+
+
+class _Writer:
+    """Adds mask buffers and nodes to a graph."""
+
+    def __init__(self, module: fx.GraphModule, orbits: Orbits) -> None:
+        self.module = module
+        self.orbits = orbits
+        self.masks = ChannelMasks()
+        module.add_module(MASKS, self.masks)
+        self.position = torch.zeros(orbits.labelling.partition.count, dtype=torch.int64)
+        for orbit in orbits:
+            self.position[orbit.classes] = torch.arange(orbit.width)
+        reference = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+        self.device, self.dtype = reference.device, reference.dtype
+
+    def insert(self, node: fx.Node, source: fx.Node, dim: int, classes: Tensor) -> None:
+        """Mask dimension `dim` of `source` where `node` reads it."""
+        owner = self.orbits.of_class[classes]
+        involved = [self.orbits.orbits[i] for i in owner.unique().tolist() if i >= 0]
+        index = self._index(classes, owner, involved)
+        graph = self.module.graph
+        with graph.inserting_before(node):
+            masks = [graph.get_attr(f"{MASKS}.{self._buffer(orbit)}") for orbit in involved]
+            table = None if index is None else graph.get_attr(f"{MASKS}.{self._table(node, dim, index)}")
+            arguments = (source, masks, dim) if table is None else (source, masks, dim, table)
+            masked = graph.call_function(mask_channels, arguments)
+        for key in ("val", "tensor_meta"):
+            if key in source.meta:
+                masked.meta[key] = source.meta[key]
+        node.replace_input_with(source, masked)
+
+    def _index(self, classes: Tensor, owner: Tensor, involved: list[Orbit]) -> Tensor | None:
+        """Return where each channel's mask is in the joined masks; None when they are one mask in order."""
+        end = sum(orbit.width for orbit in involved)
+        offsets = torch.full((len(self.orbits) + 1,), end)
+        start = 0
+        for orbit in involved:
+            offsets[int(self.orbits.of_class[orbit.classes[0]])] = start
+            start += orbit.width
+        index = torch.where(owner >= 0, offsets[owner] + self.position[classes], end)
+        in_order = len(involved) == 1 and torch.equal(index, torch.arange(end))
+        return None if in_order else index
+
+    def _buffer(self, orbit: Orbit) -> str:
+        if not hasattr(self.masks, orbit.name):
+            mask = torch.ones(orbit.width, device=self.device, dtype=self.dtype)
+            self.masks.register_buffer(orbit.name, mask)
+        return orbit.name
+
+    def _table(self, node: fx.Node, dim: int, index: Tensor) -> str:
+        name = f"channels_of_{node.name}_{dim}"
+        while hasattr(self.masks, name):
+            name += "_"
+        self.masks.register_buffer(name, index.to(self.device))
+        return name

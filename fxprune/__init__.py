@@ -1,0 +1,49 @@
+"""fxprune: torch.fx graph-rewriting passes that make trained PyTorch models smaller and faster for real."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fxprune.batchnorm import recalibrate_batchnorm
+from fxprune.cost import Cost, CostModel
+from fxprune.graph.dump import diff, dump
+from fxprune.graph.inputs import Inputs
+from fxprune.graph.passes import Pipeline, print_changes
+from fxprune.graph.tracing import trace
+from fxprune.labels.orbits import Orbit, Orbits, find_orbits
+from fxprune.plan import Plan
+from fxprune.report import Report
+
+__all__ = [
+    "Cost",
+    "CostModel",
+    "Inputs",
+    "Orbit",
+    "Orbits",
+    "Pipeline",
+    "Plan",
+    "Report",
+    "Result",
+    "apply_plan",
+    "diff",
+    "dump",
+    "find_orbits",
+    "load",
+    "print_changes",
+    "prune",
+    "recalibrate_batchnorm",
+    "run_passes",
+    "save",
+    "trace",
+]
+
+_FACADE = {"Result", "apply_plan", "load", "prune", "run_passes", "save"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the façade on first use: it imports `passes`, which import this package."""
+    if name in _FACADE:
+        from fxprune import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'fxprune' has no attribute '{name}'")

@@ -1,0 +1,205 @@
+"""The façade: whole jobs in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune import artifacts
+from fxprune.graph.dump import diff
+from fxprune.graph.inputs import ExampleInputs, Inputs
+from fxprune.graph.passes import Observer, Pass, Pipeline, parse_spec
+from fxprune.graph.tracing import trace, trace_facts
+from fxprune.importance import Criterion, Evidence
+from fxprune.plan import Plan, read_plan, write_masks
+from fxprune.report import Report, make_report
+from passes import PASSES, ChannelSelection, ChannelSurgery, MaskInsertion
+
+__all__ = ["Result", "apply_plan", "load", "prune", "run_passes", "save"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pruned model.
+
+    Attributes:
+        module: the slim GraphModule; parameters have the names that they have in the model.
+        plan: which channels stayed.
+        report: what happened to every layer.
+        changes: unified diff of the graph's dump, before → after.
+        inputs: the example inputs that it was traced with.
+    """
+
+    module: fx.GraphModule
+    plan: Plan
+    report: Report
+    changes: str
+    inputs: Inputs
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    ratio: float | str | Mapping[str, float] | None = None,
+    macs: float | str | None = None,
+    parameters: float | str | None = None,
+    criterion: str | Criterion = "l2",
+    scope: str = "global",
+    round_to: int = 1,
+    min_width: int = 1,
+    max_ratio: float = 1.0,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    allow_statistical: bool = False,
+    seed: int = 0,
+    batches: Iterable[Any] | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    frontend: str = "auto",
+    observers: Iterable[Observer] = (),
+) -> Result:
+    """Remove the least important channels of a trained model for good.
+
+    Args:
+        model: any floating-point module; it is not changed.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments, a dict, or `Inputs`.
+        ratio: fraction of channels to remove ("30%", 0.3), or one for each layer name, glob or type.
+        macs: multiply-accumulates to leave: a share ("50%", 0.5) or a count (2e9).
+        parameters: parameters to leave, likewise. Exactly one of the three targets is given.
+        criterion: "l1", "l2", "fpgm", "bn-scale", "taylor", "random", or a function `Subject` → scores [width].
+        scope: "global" ranks all channels together, "uniform" removes the same fraction of every orbit.
+        round_to: kept channels of every orbit are a multiple of it.
+        min_width: classes that stay in every orbit at least.
+        max_ratio: largest fraction that leaves any orbit.
+        include: layers whose output channels may leave, by name, glob or type; all by default.
+        exclude: layers whose output channels must stay.
+        allow_statistical: also cut channels that share statistics (layer norm), where the result is approximate.
+        seed: of the random criterion.
+        batches: data for criteria that need it; with `loss`, a function (module, batch) → scalar tensor.
+        loss: see `batches`.
+        frontend: "auto", "symbolic" or "export".
+        observers: called after every pass.
+
+    Raises:
+        InputError, TraceError, TargetError, SpecError: a mistake in the call; the model is unchanged.
+        VerifyError: a defect of fxprune.
+    """
+    selection = ChannelSelection(
+        ratio=ratio,
+        macs=macs,
+        parameters=parameters,
+        criterion=criterion,
+        scope=scope,
+        round_to=round_to,
+        min_width=min_width,
+        max_ratio=max_ratio,
+        include=tuple(include),
+        exclude=tuple(exclude),
+        allow_statistical=allow_statistical,
+        seed=seed,
+        evidence=None if batches is None or loss is None else Evidence(batches, loss),
+    )
+    inputs = Inputs.of(example_inputs)
+    traced = trace(model, inputs, frontend=frontend)
+    masked = Pipeline((MaskInsertion(), selection), tuple(observers))(traced).graph_module
+    return _cut(model, traced, masked, inputs, tuple(observers), _spell(selection), seed)
+
+
+def _spell(selection: ChannelSelection) -> str:
+    import dataclasses
+
+    plain = selection
+    if callable(selection.criterion):
+        plain = dataclasses.replace(plain, criterion=getattr(selection.criterion, "__name__", "callable"))
+    if isinstance(selection.ratio, Mapping):
+        plain = dataclasses.replace(plain, ratio=None)
+    return str(Pipeline((MaskInsertion(), dataclasses.replace(plain, evidence=None), ChannelSurgery())))
+
+
+def apply_plan(
+    model: nn.Module, example_inputs: ExampleInputs, plan: Plan, *, observers: Iterable[Observer] = ()
+) -> Result:
+    """Cut a freshly built model as `plan` says.
+
+    Raises `PlanError` when the plan is for another model.
+    """
+    inputs = Inputs.of(example_inputs)
+    traced = trace(model, inputs, frontend=plan.frontend)
+    masked = Pipeline((MaskInsertion(),), tuple(observers))(traced).graph_module
+    write_masks(masked, plan)
+    return _cut(model, traced, masked, inputs, tuple(observers), plan.spec, plan.seed)
+
+
+def _cut(
+    model: nn.Module,
+    traced: fx.GraphModule,
+    masked: fx.GraphModule,
+    inputs: Inputs,
+    observers: tuple[Observer, ...],
+    spec: str,
+    seed: int,
+) -> Result:
+    plan = read_plan(
+        masked,
+        model=type(model).__name__,
+        frontend=trace_facts(traced).frontend,
+        training=model.training,
+        spec=spec,
+        seed=seed,
+        versions={"fxprune": version("fxprune"), "torch": torch.__version__},
+    )
+    report = make_report(masked)
+    slim = Pipeline((ChannelSurgery(),), observers)(masked).graph_module
+    return Result(slim, plan, report, diff(traced, slim), inputs)
+
+
+def run_passes(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    passes: str | Iterable[Pass],
+    *,
+    frontend: str = "auto",
+    observers: Iterable[Observer] = (),
+) -> fx.GraphModule:
+    """Trace a model and run passes, given as a spec string or as objects, on it.
+
+    Raises `SpecError` for a spec that does not parse.
+    """
+    steps = parse_spec(passes, PASSES) if isinstance(passes, str) else tuple(passes)
+    traced = trace(model, example_inputs, frontend=frontend)
+    return Pipeline(steps, tuple(observers))(traced).graph_module
+
+
+def save(result: Result, folder: str | os.PathLike[str], *, pt2: bool = False, onnx: bool = False) -> Path:
+    """Write a result to a new folder: weights, plan, report, and on request `model.pt2` and `model.onnx`.
+
+    Raises `ArtifactError` when the folder is not empty or cannot be written; nothing is left half-written.
+    """
+    return artifacts.write_folder(
+        folder, result.module, result.plan, result.report, result.changes, result.inputs, pt2=pt2, onnx=onnx
+    )
+
+
+def load(folder: str | os.PathLike[str], model: nn.Module, example_inputs: ExampleInputs | None = None) -> Result:
+    """Replay a saved plan on a freshly built model and load the saved weights: equal outputs, bit for bit.
+
+    Args:
+        folder: what `save` wrote.
+        model: the original architecture, with any weights.
+        example_inputs: by default zeros of the saved shapes.
+
+    Raises `ArtifactError` or `PlanError` when something is missing, truncated, newer, or for another model.
+    """
+    plan = artifacts.read_plan_file(folder)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    given = artifacts.read_inputs(folder, device) if example_inputs is None else example_inputs
+    result = apply_plan(model.train(plan.training) if model.training != plan.training else model, given, plan)
+    artifacts.read_weights(folder, result.module)
+    return result

@@ -1,0 +1,228 @@
+"""What a plan does to every layer, as a table, Markdown or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, fx
+
+from fxprune.cost import CostModel
+from fxprune.graph.tracing import trace_facts
+from fxprune.labels.orbits import Orbits, find_orbits
+from fxprune.labels.propagation import Labelled
+from fxprune.narrowing.kept import Kept, kept_classes
+
+__all__ = ["LayerRow", "Report", "make_report"]
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer: `channels` are those that it makes, before and after; `state` is prunable, statistical or pinned."""
+
+    layer: str
+    kind: str
+    orbits: tuple[str, ...]
+    state: str
+    reason: str
+    channels: tuple[int, int]
+    macs: tuple[int, int]
+    parameters: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Layers, totals and notes; every pair is (before, after).
+
+    `macs` are multiply-accumulates of one run on the example inputs, `kfpp` thousands of them per input pixel,
+    `latency_ms` medians of a measurement where one was asked for. `pinning` counts the output channels that each
+    operator pinned.
+    """
+
+    layers: tuple[LayerRow, ...]
+    macs: tuple[int, int]
+    parameters: tuple[int, int]
+    kfpp: tuple[float, float]
+    pinning: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+    latency_ms: tuple[float, float] | None = None
+
+    def with_latency(self, before: float, after: float) -> Report:
+        """Return the report with measured medians in milliseconds."""
+        return replace(self, latency_ms=(before, after))
+
+    def with_notes(self, *notes: str) -> Report:
+        """Return the report with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+    def table(self, style: str = "simple") -> str:
+        """Return the layers and totals as text; `style` is any table format of tabulate."""
+        header = ["layer", "type", "orbit", "state", "channels", "MACs", "parameters"]
+        parts = [tabulate([_cells(row) for row in self.layers], header, style, disable_numparse=True)]
+        parts.append(self.totals(style))
+        if self.pinning:
+            parts.append(tabulate(self.pinning, ["pinned by", "output channels"], style))
+        return "\n\n".join([*parts, *(f"Note: {note}" for note in self.notes)])
+
+    def totals(self, style: str = "simple") -> str:
+        """Return the totals as text."""
+        rows = [("MACs", *self.macs), ("parameters", *self.parameters), ("kFPP", *self.kfpp)]
+        if self.latency_ms is not None:
+            rows.append(("latency, ms", *self.latency_ms))
+        cells = [(name, _number(a), _number(b), f"{b / a:.1%}" if a else "–") for name, a, b in rows]
+        return tabulate(cells, ["", "before", "after", "left"], style, colalign=("left", "right", "right", "right"))
+
+    def markdown(self) -> str:
+        """Return the report as Markdown."""
+        return self.table("github")
+
+    def json(self) -> str:
+        """Return the report as JSON."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """Read a report, the inverse of `json`."""
+        data = json.loads(text, object_hook=lambda d: {k: _tuples(v) for k, v in d.items()})
+        data["layers"] = tuple(LayerRow(**row) for row in data["layers"])
+        return Report(**data)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
+
+
+def _cells(row: LayerRow) -> Sequence[str]:
+    state = row.state if not row.reason else f"{row.state}: {row.reason}"
+    pairs = [f"{a:,}" if a == b else f"{a:,} → {b:,}" for a, b in (row.channels, row.macs, row.parameters)]
+    shown = ", ".join(row.orbits[:3]) + (f" +{len(row.orbits) - 3}" if len(row.orbits) > 3 else "")
+    return (row.layer, row.kind, shown, state, *pairs)
+
+
+def make_report(module: fx.GraphModule, orbits: Orbits | None = None) -> Report:
+    """Report a masked graph before and after the cut that its masks plan; a graph without masks keeps everything."""
+    orbits = find_orbits(module) if orbits is None else orbits
+    classes = kept_classes(module, orbits)
+    costs = CostModel(module, orbits)
+    keep = classes.double()
+    before, after = costs.cost(), costs.cost(keep)
+    macs = (costs.macs_by_node(costs.all_kept()), costs.macs_by_node(keep))
+    rows = _Rows(module, orbits, Kept(orbits, classes), macs)
+    facts = trace_facts(module)
+    notes = [f"'{path}' was not traced into: {reason}" for path, reason in facts.opaque.items()]
+    notes += [f"traced by the {facts.frontend} front end, since {reason}" for reason in facts.notes]
+    notes += _approximations(orbits, classes)
+    return Report(
+        tuple(rows.layers()),
+        (before.macs, after.macs),
+        (before.parameters, after.parameters),
+        (before.kfpp, after.kfpp),
+        rows.pinning(),
+        tuple(notes),
+    )
+
+
+def _approximations(orbits: Orbits, classes: Tensor) -> list[str]:
+    cut = [o for o in orbits if o.statistical is not None and not bool(classes[o.classes].all())]
+    if not cut:
+        return []
+    names = ", ".join(o.name for o in cut[:5]) + (" …" if len(cut) > 5 else "")
+    return [f"{len(cut)} orbits were cut through statistics of their channels and are approximate: {names}"]
+
+
+class _Rows:
+    """Builds the rows of layers that have weights."""
+
+    def __init__(
+        self, module: fx.GraphModule, orbits: Orbits, kept: Kept, macs: tuple[dict[str, int], dict[str, int]]
+    ) -> None:
+        self.module = module
+        self.orbits = orbits
+        self.kept = kept
+        self.macs = macs
+        self.tensors = {t.name: t for t in orbits.labelling.flow.slots.tensors}
+
+    def layers(self) -> list[LayerRow]:
+        rows = []
+        seen: set[str] = set()
+        for node in self.module.graph.nodes:
+            weighted = node.op == "call_module" and any(True for _ in self._weights(str(node.target)))
+            if weighted or self.macs[0].get(node.name):
+                rows.append(self._row(node, first=str(node.target) not in seen))
+                seen.add(str(node.target))
+        return rows
+
+    def pinning(self) -> tuple[tuple[str, int], ...]:
+        """Count the output channels that each operator pinned."""
+        counts: Counter[str] = Counter()
+        for pinned in self.orbits.pinned:
+            tensor = self.tensors[pinned.parameter]
+            slot = tensor.starts[pinned.dimension]
+            if self.orbits.labelling.flow.roles.get(slot) == "output":
+                counts[str(pinned.reason)] += pinned.indices.numel()
+        return tuple(counts.most_common())
+
+    def _weights(self, path: str) -> list[str]:
+        return [n for n, t in self.tensors.items() if n.startswith(f"{path}.") and t.is_parameter and len(t.shape) > 1]
+
+    def _row(self, node: fx.Node, *, first: bool) -> LayerRow:
+        is_module = node.op == "call_module"
+        value = self.orbits.labelling.values[node.name]
+        label_of, channels = self._channels(value)
+        state, reason, names = self._state(label_of)
+        return LayerRow(
+            layer=str(node.target) if is_module else node.name,
+            kind=type(self.module.get_submodule(str(node.target))).__name__
+            if is_module
+            else str(getattr(node.target, "__name__", node.target)),
+            orbits=names,
+            state=state,
+            reason=reason,
+            channels=channels,
+            macs=(self.macs[0].get(node.name, 0), self.macs[1].get(node.name, 0)),
+            parameters=self._parameters(str(node.target)) if is_module and first else (0, 0),
+        )
+
+    def _channels(self, value: Any) -> tuple[Tensor | None, tuple[int, int]]:
+        """Return the label of a value's channels (the first labelled dimension, or dimension 1) and its sizes."""
+        if not isinstance(value, Labelled):
+            return None, (0, 0)
+        dim = next((d for d, label in enumerate(value.labels) if label is not None), min(1, len(value.shape) - 1))
+        return value.labels[dim], (value.shape[dim], self.kept.shape(value)[dim])
+
+    def _state(self, label: Tensor | None) -> tuple[str, str, tuple[str, ...]]:
+        if label is None:
+            return "pinned", "nothing of its output is a channel that can leave", ()
+        part = self.orbits.labelling.partition
+        classes = part.of_slot[label]
+        owners = [self.orbits.orbits[i] for i in self.orbits.of_class[classes].unique().tolist() if i >= 0]
+        names = tuple(orbit.name for orbit in owners)
+        events = part.pinned[classes]
+        events = events[events >= 0]
+        if not owners:
+            return "pinned", str(part.pins[int(events.min())]) if events.numel() else "", names
+        statistics = [o.statistical for o in owners if o.statistical is not None]
+        if statistics:
+            return "statistical", str(statistics[0]), names
+        return "prunable", "", names
+
+    def _parameters(self, path: str) -> tuple[int, int]:
+        before = after = 0
+        for name, tensor in self.tensors.items():
+            if tensor.is_parameter and name.startswith(f"{path}."):
+                sizes = [s if row is None else row.numel() for s, row in zip(tensor.shape, self._rows(name), strict=True)]
+                before += int(torch.Size(tensor.shape).numel())
+                after += int(torch.Size(sizes).numel())
+        return before, after
+
+    def _rows(self, name: str) -> list[Tensor | None]:
+        return self.kept.of_tensor(self.tensors[name])

@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 from fxprune import artifacts
 from fxprune.graph.dump import diff
 from fxprune.graph.inputs import ExampleInputs, Inputs
-from fxprune.graph.passes import Observer, Pass, Pipeline, parse_spec
+from fxprune.graph.passes import Observer, Pass, PassEvent, Pipeline, parse_spec
 from fxprune.graph.tracing import trace, trace_facts
 from fxprune.importance import Criterion, Evidence
-from fxprune.plan import Plan, read_plan, write_masks
+from fxprune.plan import Plan, read_plan
 from fxprune.report import Report, make_report
-from passes import PASSES, ChannelSelection, ChannelSurgery, MaskInsertion
+from passes import PASSES, ChannelSelection, ChannelSurgery, MaskInsertion, PlanApplication
 
 __all__ = ["Result", "apply_plan", "load", "prune", "run_passes", "save"]
 
@@ -106,10 +106,7 @@ def prune(
         seed=seed,
         evidence=None if batches is None or loss is None else Evidence(batches, loss),
     )
-    inputs = Inputs.of(example_inputs)
-    traced = trace(model, inputs, frontend=frontend)
-    masked = Pipeline((MaskInsertion(), selection), tuple(observers))(traced).graph_module
-    return _cut(model, traced, masked, inputs, tuple(observers), _spell(selection), seed)
+    return _cut(model, Inputs.of(example_inputs), selection, _spell(selection), seed, frontend, tuple(observers))
 
 
 def _spell(selection: ChannelSelection) -> str:
@@ -130,33 +127,40 @@ def apply_plan(
 
     Raises `PlanError` when the plan is for another model.
     """
-    inputs = Inputs.of(example_inputs)
-    traced = trace(model, inputs, frontend=plan.frontend)
-    masked = Pipeline((MaskInsertion(),), tuple(observers))(traced).graph_module
-    write_masks(masked, plan)
-    return _cut(model, traced, masked, inputs, tuple(observers), plan.spec, plan.seed)
+    choice = PlanApplication(plan)
+    return _cut(
+        model, Inputs.of(example_inputs), choice, plan.spec, plan.seed, plan.frontend, tuple(observers)
+    )
 
 
 def _cut(
     model: nn.Module,
-    traced: fx.GraphModule,
-    masked: fx.GraphModule,
     inputs: Inputs,
-    observers: tuple[Observer, ...],
+    choice: Pass,
     spec: str,
     seed: int,
+    frontend: str,
+    observers: tuple[Observer, ...],
 ) -> Result:
-    plan = read_plan(
-        masked,
-        model=type(model).__name__,
-        frontend=trace_facts(traced).frontend,
-        training=model.training,
-        spec=spec,
-        seed=seed,
-        versions={"fxprune": version("fxprune"), "torch": torch.__version__},
-    )
-    report = make_report(masked)
-    slim = Pipeline((ChannelSurgery(),), observers)(masked).graph_module
+    """Trace, mask, let `choice` write the masks, and cut; plan and report are read from the masked graph between."""
+    traced = trace(model, inputs, frontend=frontend)
+    how = {
+        "model": type(model).__name__,
+        "frontend": trace_facts(traced).frontend,
+        "training": model.training,
+        "spec": spec,
+        "seed": seed,
+        "versions": {"fxprune": version("fxprune"), "torch": torch.__version__},
+    }
+    recorded: list[tuple[Plan, Report]] = []
+
+    def record(event: PassEvent) -> None:
+        if event.name == choice.name:
+            recorded.append((read_plan(event.module, **how), make_report(event.module)))
+
+    pipeline = Pipeline((MaskInsertion(), choice, ChannelSurgery()), (record, *observers))
+    slim = pipeline(traced).graph_module
+    plan, report = recorded[0]
     return Result(slim, plan, report, diff(traced, slim), inputs)
 
 

@@ -35,8 +35,12 @@ class Subject:
         for member in self.orbit.members:
             if member.role == role and member.parameter in source:
                 values = source[member.parameter].detach().float().movedim(member.dimension, 0).flatten(1)
-                found.append(values[member.indices.to(values.device)].flatten(1))
+                found.append(values if member.is_whole(len(values)) else _rows(values, member.indices))
         return found
+
+
+def _rows(values: Tensor, indices: Tensor) -> Tensor:
+    return values[indices.to(values.device)].flatten(1)
 
 
 Criterion = Callable[[Subject], Tensor | None]
@@ -174,5 +178,5 @@ def score_orbits(
 
 def _refuse_nan(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+        if tensor.is_floating_point() and bool(torch.isnan(tensor.detach().sum())):
             raise InputError(f"parameter '{name}' holds NaN; no criterion can rank it. Restore a sound checkpoint")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -141,14 +141,6 @@ def _sources(orbit: Orbit) -> set[str]:
     return {name.rpartition(".")[0] for name in made} | made
 
 
-@dataclass(frozen=True)
-class _Step:
-    key: float
-    orbit: int
-    position: int
-    classes: Tensor
-
-
 def choose(
     module: fx.GraphModule,
     orbits: Orbits,
@@ -174,49 +166,74 @@ def choose(
     wanted = target.macs if target.macs is not None else target.parameters
     assert wanted is not None
     amount = read_amount(wanted, what, float(measure(keep)))
-    search = _Search(steps, keep, lambda vector: float(measure(vector)))
+    search = _Search(steps, keep, measure)
     if search.cost_of(len(steps)) > amount * (1 + 1e-12):
         raise TargetError(_unreachable(what, wanted, search, float(measure(keep)), orbits, eligible))
     return search.meet(amount)
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """Removals in order: step i removes `classes[ends[i] : ends[i + 1]]` from orbit number `orbit[i]`."""
+
+    classes: Tensor
+    ends: list[int]
+    orbit: list[int]
+
+    def __len__(self) -> int:
+        return len(self.orbit)
+
+    def of(self, i: int) -> Tensor:
+        """Return the classes of one step."""
+        return self.classes[self.ends[i] : self.ends[i + 1]]
+
+
 def _steps(
     eligible: Sequence[Orbit], scores: Mapping[str, Tensor], constraints: Constraints, scope: str
-) -> list[_Step]:
-    steps = []
+) -> _Steps:
+    keys, sizes, owners, classes = [torch.zeros(0)], [_NONE], [_NONE], [_NONE]
     for i, orbit in enumerate(eligible):
         order = scores[orbit.name].argsort(stable=True)
-        ranked = scores[orbit.name][order]
-        widths = constraints.widths(orbit)
-        worst = -math.inf
-        for position, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
-            gone = slice(orbit.width - before, orbit.width - after)
+        gone = orbit.width - torch.tensor(constraints.widths(orbit))
+        totals = torch.cat([torch.zeros(1), scores[orbit.name][order].cumsum(0)])[gone]
+        if scope == "global":
             # Within an orbit keys never fall, so that a prefix of all steps is a prefix of each orbit's.
-            worst = max(worst, float(ranked[gone].mean()))
-            key = worst if scope == "global" else (orbit.width - after) / orbit.width
-            steps.append(_Step(key, i, position, orbit.classes[order[gone]]))
-    return sorted(steps, key=lambda s: (s.key, s.orbit, s.position))
+            keys.append((totals.diff() / gone.diff()).cummax(0).values if len(gone) > 1 else totals[:0])
+        else:
+            keys.append(gone[1:] / orbit.width)
+        sizes.append(gone.diff())
+        owners.append(torch.full_like(gone[1:], i))
+        classes.append(orbit.classes[order[: int(gone[-1])]])
+    size = torch.cat(sizes)
+    order = torch.cat(keys).argsort(stable=True)
+    step_of_class = torch.arange(size.numel()).repeat_interleave(size)
+    return _Steps(
+        torch.cat(classes)[order.argsort()[step_of_class].argsort(stable=True)],
+        [0, *size[order].cumsum(0).tolist()],
+        torch.cat(owners)[order].tolist(),
+    )
+
+
+_NONE = torch.zeros(0, dtype=torch.int64)
 
 
 class _Search:
     """Finds the shortest prefix of steps whose cost is within a budget."""
 
-    def __init__(self, steps: Sequence[_Step], keep: Tensor, measure: object) -> None:
+    def __init__(self, steps: _Steps, keep: Tensor, measure: Callable[[Tensor], Tensor]) -> None:
         self.steps = steps
         self.keep = keep
         self.measure = measure
-        self.order = torch.cat([s.classes for s in steps]) if steps else torch.zeros(0, dtype=torch.int64)
-        self.ends = [0, *torch.tensor([s.classes.numel() for s in steps]).cumsum(0).tolist()] if steps else [0]
 
     def after(self, count: int) -> Tensor:
         """Return the keep-vector after the first `count` steps."""
         keep = self.keep.clone()
-        keep[self.order[: self.ends[count]]] = 0
+        keep[self.steps.classes[: self.steps.ends[count]]] = 0
         return keep
 
     def cost_of(self, count: int) -> float:
         """Return the cost after the first `count` steps."""
-        return self.measure(self.after(count))  # type: ignore[operator, no-any-return]
+        return float(self.measure(self.after(count)))
 
     def meet(self, amount: float) -> Tensor:
         """Return the keep-vector of the largest cost within `amount`."""
@@ -232,14 +249,14 @@ class _Search:
     def _finer(self, count: int, amount: float, best: Tensor, cost: float) -> Tensor:
         """Replace the last step, which overshot, by a later one that comes closer to the budget."""
         base = self.after(count - 1)
-        skipped = {self.steps[count - 1].orbit}
-        for step in self.steps[count : count + _LOOKAHEAD]:
-            if step.orbit in skipped:
+        skipped = {self.steps.orbit[count - 1]}
+        for i in range(count, min(count + _LOOKAHEAD, len(self.steps))):
+            if self.steps.orbit[i] in skipped:
                 continue
-            skipped.add(step.orbit)
+            skipped.add(self.steps.orbit[i])
             keep = base.clone()
-            keep[step.classes] = 0
-            found = self.measure(keep)  # type: ignore[operator]
+            keep[self.steps.of(i)] = 0
+            found = float(self.measure(keep))
             if cost < found <= amount:
                 best, cost = keep, found
         return best
@@ -257,11 +274,9 @@ def _by_ratio(
     keep = keep.clone()
     if scope == "global" and not isinstance(ratio, Mapping):
         steps = _steps(eligible, scores, constraints, scope)
-        left = read_ratio(ratio) * sum(orbit.width for orbit in eligible)
-        for step in steps:
-            if step.classes.numel() <= left + 0.5:
-                keep[step.classes] = 0
-                left -= step.classes.numel()
+        wanted = read_ratio(ratio) * sum(orbit.width for orbit in eligible)
+        within = [end for end in steps.ends if end <= wanted + 0.5]
+        keep[steps.classes[: within[-1]]] = 0
         return keep
     ratios = _ratio_of_orbits(module, eligible, ratio)
     for orbit in eligible:

@@ -8,6 +8,7 @@ from passes.channel_surgery import ChannelSurgery
 from passes.dead_code_elimination import DeadCodeElimination
 from passes.mask_insertion import MaskInsertion
 from passes.orbit_detection import OrbitDetection
+from passes.plan_application import PlanApplication
 from passes.shape_propagation import ShapePropagation
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "DeadCodeElimination",
     "MaskInsertion",
     "OrbitDetection",
+    "PlanApplication",
     "ShapePropagation",
 ]
 
@@ -25,6 +27,7 @@ PASSES: tuple[type[Pass], ...] = (
     OrbitDetection,
     MaskInsertion,
     ChannelSelection,
+    PlanApplication,
     ChannelSurgery,
     DeadCodeElimination,
 )

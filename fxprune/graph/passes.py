@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxprune.errors import FxpruneError, SpecError, VerifyError, nearest
@@ -96,10 +96,11 @@ class Pipeline:
 
         Raises whatever mistake of the caller a pass reports, and `VerifyError` when a pass breaks the graph.
         """
-        copied = copy.deepcopy(module)
+        copied = _copy_structure(module)
         modified = False
         for step in self.passes:
             modified |= self._run(step, copied)
+        _own_tensors(copied, module)
         return PassResult(copied, modified)
 
     def _run(self, step: Pass, module: fx.GraphModule) -> bool:
@@ -119,6 +120,23 @@ class Pipeline:
 
     def __str__(self) -> str:
         return ",".join(str(step) for step in self.passes)
+
+
+def _copy_structure(module: fx.GraphModule) -> fx.GraphModule:
+    """Copy graph and modules but share the tensors: passes replace tensors and never write into them."""
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
+def _own_tensors(module: fx.GraphModule, other: fx.GraphModule) -> None:
+    """Copy the tensors that `module` still shares with `other`; tied tensors stay tied."""
+    shared = {id(tensor) for tensor in (*other.parameters(), *other.buffers())}
+    copies: dict[int, Tensor] = {}
+    for part in module.modules():
+        for held in (part._parameters, part._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and id(tensor) in shared:
+                    held[name] = copies.setdefault(id(tensor), copy.deepcopy(tensor))  # type: ignore[assignment]
 
 
 _PASS = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxprune.graph.shapes import shapes_of
 from fxprune.labels.flow import Reason, TensorSlots
 from fxprune.labels.propagation import Labelled, Labelling, propagate_labels
 from fxprune.runtime.masks import is_mask
@@ -40,6 +42,10 @@ class Member:
     dimension: int
     indices: Tensor
     role: str
+
+    def is_whole(self, size: int) -> bool:
+        """Whether the classes are the `size` positions of the dimension, one each and in order."""
+        return self.indices.shape == (size, 1) and torch.equal(self.indices[:, 0], torch.arange(size))
 
 
 @dataclass(frozen=True)
@@ -200,8 +206,29 @@ def find_orbits(module: fx.GraphModule) -> Orbits:
     Args:
         module: a GraphModule whose placeholders carry shapes (`fxprune.trace` writes them).
 
+    The result is kept until the graph, its modules' modes or its tensors' shapes change.
+
     Raises `InputError` when the graph does not run on those shapes.
     """
+    state = _state(module)
+    known = _known.get(module)
+    if known is None or known[0] != state:
+        known = _known[module] = (state, _find(module))
+    return known[1]
+
+
+_known: WeakKeyDictionary[fx.GraphModule, tuple[list[Any], Orbits]] = WeakKeyDictionary()
+
+
+def _state(module: fx.GraphModule) -> list[Any]:
+    """Return everything about a module that its orbits depend on."""
+    nodes = [(n.name, n.op, n.target, n.args, n.kwargs) for n in module.graph.nodes]
+    inputs = [shapes_of(n.meta.get("val")) for n in module.graph.nodes if n.op == "placeholder"]
+    tensors = [(id(t), t.shape) for t in (*module.parameters(), *module.buffers())]
+    return [nodes, inputs, tensors, [part.training for part in module.modules()]]
+
+
+def _find(module: fx.GraphModule) -> Orbits:
     labelling = propagate_labels(module)
     places = _Places(labelling)
     part = labelling.partition

@@ -1,0 +1,43 @@
+"""Write a saved plan into the masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import fx
+
+from fxprune.errors import PlanError, UsageError
+from fxprune.graph.passes import Pass
+from fxprune.plan import Plan, write_masks
+from fxprune.runtime.masks import MASKS
+
+__all__ = ["PlanApplication"]
+
+
+@dataclass(frozen=True)
+class PlanApplication(Pass):
+    """Set the masks as a plan says; `plan` is a `Plan` or the path of a plan.json.
+
+    Before: `masks.orbit_0 = [1, 1, 1, 1]`
+    After: `masks.orbit_0 = [1, 0, 0, 1]`, where the plan keeps classes 0 and 3; the graph itself stays.
+    """
+
+    name: ClassVar[str] = "plan-application"
+
+    plan: str | Plan = ""
+
+    def rewrite(self, module: fx.GraphModule) -> bool:
+        """Write the masks."""
+        if not hasattr(module, MASKS):
+            raise UsageError("the graph has no masks to write a plan into; run mask-insertion before plan-application")
+        write_masks(module, self.plan if isinstance(self.plan, Plan) else _read(Path(self.plan)))
+        return True
+
+
+def _read(path: Path) -> Plan:
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"cannot read the plan '{path}': {error.strerror}") from None

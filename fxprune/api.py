@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 
 from fxprune import artifacts
 from fxprune.graph.dump import diff
+from fxprune.graph.facts import trace_facts
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Observer, Pass, PassEvent, Pipeline, parse_spec
-from fxprune.graph.tracing import trace, trace_facts
+from fxprune.graph.tracing import trace
 from fxprune.importance import Criterion, Evidence
 from fxprune.plan import Plan, read_plan
 from fxprune.report import Report, make_report
@@ -128,9 +129,7 @@ def apply_plan(
     Raises `PlanError` when the plan is for another model.
     """
     choice = PlanApplication(plan)
-    return _cut(
-        model, Inputs.of(example_inputs), choice, plan.spec, plan.seed, plan.frontend, tuple(observers)
-    )
+    return _cut(model, Inputs.of(example_inputs), choice, plan.spec, plan.seed, plan.frontend, tuple(observers))
 
 
 def _cut(
@@ -144,7 +143,7 @@ def _cut(
 ) -> Result:
     """Trace, mask, let `choice` write the masks, and cut; plan and report are read from the masked graph between."""
     traced = trace(model, inputs, frontend=frontend)
-    how = {
+    how: dict[str, Any] = {
         "model": type(model).__name__,
         "frontend": trace_facts(traced).frontend,
         "training": model.training,

@@ -24,7 +24,16 @@ from fxprune.graph.inputs import Inputs
 from fxprune.plan import Plan
 from fxprune.report import Report
 
-__all__ = ["inputs_from_json", "inputs_to_json", "read_diff", "read_inputs", "read_plan_file", "read_report", "read_weights", "write_folder"]
+__all__ = [
+    "inputs_from_json",
+    "inputs_to_json",
+    "read_diff",
+    "read_inputs",
+    "read_plan_file",
+    "read_report",
+    "read_weights",
+    "write_folder",
+]
 
 
 def write_folder(
@@ -48,7 +57,9 @@ def write_folder(
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
-        raise ArtifactError(f"cannot write to '{target.parent}': {error.strerror}; choose a folder you may write") from error
+        raise ArtifactError(
+            f"cannot write to '{target.parent}': {error.strerror}; choose a folder you may write"
+        ) from error
     try:
         save_model(module, str(aside / "model.safetensors"), metadata={"format": "pt", "fxprune": "slim"})
         (aside / "plan.json").write_text(plan.to_json(), encoding="utf-8")
@@ -94,7 +105,13 @@ def _write_onnx(module: fx.GraphModule, inputs: Inputs, path: Path) -> None:
     except ImportError:
         raise ArtifactError("writing ONNX needs the extra: pip install 'fxprune[export]'") from None
     torch.onnx.export(
-        _on_evaluation(module), inputs.args, str(path), kwargs=inputs.kwargs, dynamo=True, external_data=False, verbose=False
+        _on_evaluation(module),
+        inputs.args,
+        str(path),
+        kwargs=inputs.kwargs,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
     )
 
 
@@ -111,7 +128,9 @@ def inputs_to_json(inputs: Inputs) -> str:
         return leaf
 
     try:
-        return json.dumps({"args": pytree.tree_map(spell, list(inputs.args)), "kwargs": pytree.tree_map(spell, inputs.kwargs)})
+        return json.dumps(
+            {"args": pytree.tree_map(spell, list(inputs.args)), "kwargs": pytree.tree_map(spell, inputs.kwargs)}
+        )
     except TypeError as error:
         raise ArtifactError(f"the example inputs cannot be described in JSON: {error}") from None
 

@@ -55,5 +55,3 @@ def _run(module: nn.Module, batches: Iterable[Any]) -> int:
         module(*inputs.args, **inputs.kwargs)
         count += 1
     return count
-
-

@@ -42,7 +42,8 @@ class _Products:
             for label in term.labels:
                 distinct.setdefault(id(label), (len(distinct), label))
         self.rows = torch.cat(
-            [torch.full((label.numel(),), row) for row, label in distinct.values()] or [torch.zeros(0, dtype=torch.int64)]
+            [torch.full((label.numel(),), row) for row, label in distinct.values()]
+            or [torch.zeros(0, dtype=torch.int64)]
         )
         self.classes = of_slot[
             torch.cat([label for _, label in distinct.values()] or [torch.zeros(0, dtype=torch.int64)])
@@ -105,6 +106,8 @@ def _parameter_terms(orbits: Orbits) -> Iterable[Term]:
             continue
         # Kernel taps and other small unprunable dimensions are constants; the rest is looked up by slot.
         labels = tuple(
-            torch.arange(start, start + size) for start, size in zip(tensor.starts, tensor.shape, strict=True) if size > 1
+            torch.arange(start, start + size)
+            for start, size in zip(tensor.starts, tensor.shape, strict=True)
+            if size > 1
         )
         yield Term(math.prod(s for s in tensor.shape if s <= 1), labels, tensor.name)

@@ -124,7 +124,9 @@ def gather_evidence(module: nn.Module, evidence: Evidence | None) -> dict[str, T
     The module's mode and gradients are left as they were. Raises `InputError` without data.
     """
     if evidence is None:
-        raise InputError("criterion 'taylor' needs data: give batches=… and loss=…, a function (module, batch) → scalar")
+        raise InputError(
+            "criterion 'taylor' needs data: give batches=… and loss=…, a function (module, batch) → scalar"
+        )
     parameters = dict(module.named_parameters())
     before = {name: p.grad for name, p in parameters.items()}
     wanted = {name: p.requires_grad for name, p in parameters.items()}
@@ -171,7 +173,9 @@ def score_orbits(
                 f"its {orbit.width} classes"
             )
         if not torch.isfinite(found).all():
-            raise InputError(f"the criterion gave a score that is not finite for {orbit.name} ({', '.join(orbit.layers)})")
+            raise InputError(
+                f"the criterion gave a score that is not finite for {orbit.name} ({', '.join(orbit.layers)})"
+            )
         scores[orbit.name] = found.detach().double().cpu()
     return scores
 

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from torch import Tensor, fx
 
 from fxprune.cost import CostModel
-from fxprune.graph.tracing import trace_facts
+from fxprune.graph.facts import trace_facts
 from fxprune.labels.orbits import Orbits, find_orbits
 from fxprune.labels.propagation import Labelled
 from fxprune.narrowing.kept import Kept, kept_classes
@@ -219,7 +219,9 @@ class _Rows:
         before = after = 0
         for name, tensor in self.tensors.items():
             if tensor.is_parameter and name.startswith(f"{path}."):
-                sizes = [s if row is None else row.numel() for s, row in zip(tensor.shape, self._rows(name), strict=True)]
+                sizes = [
+                    s if row is None else row.numel() for s, row in zip(tensor.shape, self._rows(name), strict=True)
+                ]
                 before += int(torch.Size(tensor.shape).numel())
                 after += int(torch.Size(sizes).numel())
         return before, after

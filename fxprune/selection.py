@@ -25,7 +25,7 @@ __all__ = ["Constraints", "Target", "choose", "eligible_orbits", "match_layers",
 _CLOSE = 0.002
 """A budget is met this closely where the granularity of the channels allows."""
 
-_LOOKAHEAD = 64
+_LOOKAHEAD = 128
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,7 @@ class _Steps:
         return self.classes[self.ends[i] : self.ends[i + 1]]
 
 
-def _steps(
-    eligible: Sequence[Orbit], scores: Mapping[str, Tensor], constraints: Constraints, scope: str
-) -> _Steps:
+def _steps(eligible: Sequence[Orbit], scores: Mapping[str, Tensor], constraints: Constraints, scope: str) -> _Steps:
     keys, sizes, owners, classes = [torch.zeros(0)], [_NONE], [_NONE], [_NONE]
     for i, orbit in enumerate(eligible):
         order = scores[orbit.name].argsort(stable=True)
@@ -247,17 +245,23 @@ class _Search:
         return self._finer(low, amount, best, cost)
 
     def _finer(self, count: int, amount: float, best: Tensor, cost: float) -> Tensor:
-        """Replace the last step, which overshot, by a later one that comes closer to the budget."""
+        """Replace the last step, which overshot, by later ones that come closer to the budget.
+
+        Steps that stay above the budget are taken; of those that cross it, the one that lands highest is kept.
+        """
         base = self.after(count - 1)
         skipped = {self.steps.orbit[count - 1]}
         for i in range(count, min(count + _LOOKAHEAD, len(self.steps))):
             if self.steps.orbit[i] in skipped:
                 continue
-            skipped.add(self.steps.orbit[i])
             keep = base.clone()
             keep[self.steps.of(i)] = 0
             found = float(self.measure(keep))
-            if cost < found <= amount:
+            if found > amount:
+                base = keep
+                continue
+            skipped.add(self.steps.orbit[i])
+            if found > cost:
                 best, cost = keep, found
         return best
 

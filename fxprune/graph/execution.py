@@ -7,17 +7,22 @@ rather than fake tensors: the same shape functions at a third of their cost, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from fxprune.errors import InputError
+from fxprune.graph.facts import trace_facts
 from fxprune.graph.inputs import on_meta
 
-__all__ = ["MetaInterpreter", "MetaMode", "call_spec", "is_mutating"]
+__all__ = ["MetaInterpreter", "MetaMode", "is_mutating", "undisturbed"]
 
 _CACHE_LIMIT = 50_000
 _shapes: dict[Any, Any] = {}
@@ -31,6 +36,11 @@ def is_mutating(operator: OpOverload) -> bool:
         name = operator._schema.name.split("::")[1]
         known = _mutating[operator] = name.endswith("_") and not name.startswith("__")
     return known
+
+
+def _zeros(value: Any) -> Any:
+    """Return `value` with zeros for its meta tensors."""
+    return pytree.tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), value)
 
 
 class MetaMode(TorchDispatchMode):
@@ -89,7 +99,7 @@ def _execute(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if is_mutating(func) and torch.Tag.pointwise in func.tags:
         return args[0]
     try:
-        key = (func, call_spec(args), call_spec(tuple(kwargs.items())))
+        key = (func, _call_spec(args), _call_spec(tuple(kwargs.items())))
         known = _shapes.get(key)
     except TypeError:  # an unhashable argument
         return func(*args, **kwargs)
@@ -106,12 +116,12 @@ def _execute(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return result
 
 
-def call_spec(value: Any) -> Any:
+def _call_spec(value: Any) -> Any:
     """Return a hashable description of an argument; two calls of equal description give equal shapes."""
     if isinstance(value, Tensor):
         return (value.shape, value.stride(), value.dtype, value.storage_offset())
     if isinstance(value, (list, tuple)):
-        return tuple(call_spec(v) for v in value)
+        return tuple(_call_spec(v) for v in value)
     return (type(value), value)
 
 
@@ -133,6 +143,20 @@ def _rebuild(spec: Any) -> Any:
     return torch.empty_strided(size, stride, dtype=dtype, device="meta")
 
 
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Restore the attributes of all submodules afterwards: modes, and caches that a forward fills."""
+    before = [(part, dict(part.__dict__), dict(part._buffers)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, attributes, buffers in before:
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
+            part._buffers.clear()
+            part._buffers.update(buffers)
+
+
 class MetaInterpreter(fx.Interpreter):
     """Interpret a GraphModule under a `MetaMode`, from the shapes in its placeholders' `meta["val"]`.
 
@@ -143,23 +167,43 @@ class MetaInterpreter(fx.Interpreter):
         super().__init__(module)
         self.mode = mode
         self.visit = visit
+        self.opaque = trace_facts(module).opaque
 
     def run_from_meta(self) -> Any:
         """Run the whole graph and return its meta output."""
-        values = [n.meta["val"] for n in self.graph.nodes if n.op == "placeholder"]
+        inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
+        unknown = [n.name for n in inputs if "val" not in n.meta]
+        if unknown:
+            raise InputError(
+                f"the graph does not know the shapes of its inputs {', '.join(unknown)}; make it with "
+                "fxprune.trace(model, example_inputs)"
+            )
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             with torch.no_grad(), self.mode:
-                return self.run(*on_meta(values), enable_io_processing=False)
+                return self.run(*on_meta([n.meta["val"] for n in inputs]), enable_io_processing=False)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run one node and report its value."""
         value = super().run_node(n)
         self.visit(n, value)
         return value
 
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Run a leaf; one that was not traced into may need real values, and gets zeros."""
+        if target not in self.opaque:
+            return super().call_module(target, args, kwargs)
+        try:
+            return super().call_module(target, args, kwargs)
+        except Exception:
+            with _disable_current_modes():
+                leaf = copy.deepcopy(self.fetch_attr(target))
+                return on_meta(leaf(*_zeros(args), **_zeros(kwargs)))
+
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Return the meta twin of a floating tensor; integer tables stay real, and other attributes as they are."""
         value = super().get_attr(target, args, kwargs)
         return self.mode.twin(value) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -7,55 +7,62 @@ reshapes a labelled dimension pins it, since a size may be written inside.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 __all__ = ["follows_input", "narrowed_attributes"]
 
-Shape = Sequence[int]
-Attributes = Callable[[Any, Shape, Shape], dict[str, Any]]
-"""(module with narrowed parameters, input shape, output shape) → the attributes that repeat a size."""
+
+@dataclass(frozen=True)
+class _Narrow:
+    """A leaf whose parameters are cut, and the shapes that it takes and gives now."""
+
+    module: Any
+    inputs: Sequence[int]
+    outputs: Sequence[int]
 
 
-def _convolution(module: Any, inputs: Shape, outputs: Shape) -> dict[str, Any]:
-    channel = -(module.weight.dim() - 1)
-    in_channels, out_channels = inputs[channel], outputs[channel]
-    grouped = out_channels if module.transposed else in_channels
-    return {
-        "in_channels": in_channels,
-        "out_channels": out_channels,
-        "groups": grouped // module.weight.shape[1],
-    }
+Attributes = Callable[[_Narrow], dict[str, Any]]
+"""Returns the attributes of a leaf that repeat a size."""
 
 
-def _linear(module: Any, inputs: Shape, outputs: Shape) -> dict[str, Any]:
-    return {"in_features": inputs[-1], "out_features": outputs[-1]}
+def _convolution(leaf: _Narrow) -> dict[str, Any]:
+    weight = leaf.module.weight
+    channel = -(weight.dim() - 1)
+    in_channels, out_channels = leaf.inputs[channel], leaf.outputs[channel]
+    grouped = out_channels if leaf.module.transposed else in_channels
+    return {"in_channels": in_channels, "out_channels": out_channels, "groups": grouped // weight.shape[1]}
 
 
-def _batch_norm(module: Any, inputs: Shape, outputs: Shape) -> dict[str, Any]:
-    return {"num_features": inputs[1]}
+def _linear(leaf: _Narrow) -> dict[str, Any]:
+    return {"in_features": leaf.inputs[-1], "out_features": leaf.outputs[-1]}
 
 
-def _group_norm(module: Any, inputs: Shape, outputs: Shape) -> dict[str, Any]:
-    width = module.num_channels // module.num_groups
-    groups = 1 if module.num_groups == 1 else inputs[1] // width
-    return {"num_channels": inputs[1], "num_groups": groups}
+def _batch_norm(leaf: _Narrow) -> dict[str, Any]:
+    return {"num_features": leaf.inputs[1]}
 
 
-def _trailing_norm(module: Any, inputs: Shape, outputs: Shape) -> dict[str, Any]:
-    return {"normalized_shape": tuple(inputs[-len(module.normalized_shape) :])}
+def _group_norm(leaf: _Narrow) -> dict[str, Any]:
+    width = leaf.module.num_channels // leaf.module.num_groups
+    groups = 1 if leaf.module.num_groups == 1 else leaf.inputs[1] // width
+    return {"num_channels": leaf.inputs[1], "num_groups": groups}
 
 
-def _prelu(module: Any, inputs: Shape, outputs: Shape) -> dict[str, Any]:
-    return {"num_parameters": module.weight.numel()}
+def _trailing_norm(leaf: _Narrow) -> dict[str, Any]:
+    return {"normalized_shape": tuple(leaf.inputs[-len(leaf.module.normalized_shape) :])}
 
 
-def _embedding(module: Any, inputs: Shape, outputs: Shape) -> dict[str, Any]:
-    return {"embedding_dim": outputs[-1]}
+def _prelu(leaf: _Narrow) -> dict[str, Any]:
+    return {"num_parameters": leaf.module.weight.numel()}
 
 
-def _none(module: Any, inputs: Shape, outputs: Shape) -> dict[str, Any]:
+def _embedding(leaf: _Narrow) -> dict[str, Any]:
+    return {"embedding_dim": leaf.outputs[-1]}
+
+
+def _none(_: _Narrow) -> dict[str, Any]:
     return {}
 
 
@@ -87,7 +94,7 @@ def follows_input(module: nn.Module) -> bool:
     return _entry(module) is not None
 
 
-def narrowed_attributes(module: nn.Module, inputs: Shape, outputs: Shape) -> dict[str, Any]:
+def narrowed_attributes(module: nn.Module, inputs: Sequence[int], outputs: Sequence[int]) -> dict[str, Any]:
     """Return the attributes that repeat a size, for the shapes that the leaf now takes and gives."""
     attributes = _entry(module)
-    return {} if attributes is None else attributes(module, inputs, outputs)
+    return {} if attributes is None else attributes(_Narrow(module, inputs, outputs))

@@ -37,6 +37,7 @@ class Pass:
         raise NotImplementedError
 
     def __call__(self, module: fx.GraphModule) -> PassResult:
+        """Run the pass in place."""
         changed = self.rewrite(module)
         if changed:
             module.recompile()

@@ -10,7 +10,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError, InputError
-from fxprune.graph.execution import MetaInterpreter, MetaMode
+from fxprune.graph.execution import MetaInterpreter, MetaMode, undisturbed
 
 __all__ = ["input_pixels", "propagate_shapes", "record_shape", "run_error", "shapes_of"]
 
@@ -24,7 +24,8 @@ def propagate_shapes(module: fx.GraphModule) -> None:
 
     interpreter = _Watched(module, MetaMode(), record_shape, current)
     try:
-        interpreter.run_from_meta()
+        with undisturbed(module):
+            interpreter.run_from_meta()
     except FxpruneError:
         raise
     except Exception as error:

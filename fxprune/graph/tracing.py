@@ -12,8 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,31 +20,15 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError, TraceError, UsageError
+from fxprune.graph.execution import undisturbed
+from fxprune.graph.facts import TraceFacts, set_trace_facts, trace_facts
 from fxprune.graph.inputs import ExampleInputs, Inputs, check_model, on_meta
 from fxprune.graph.modes import merge_modes
 from fxprune.graph.shapes import propagate_shapes
 
-__all__ = ["TraceFacts", "trace", "trace_facts"]
+__all__ = ["trace"]
 
-_FACTS = "fxprune.trace"
 _MAX_OPAQUE = 64
-
-
-@dataclass(frozen=True)
-class TraceFacts:
-    """How a graph was made: the front end that ran, why others did not, and the leaves that were not traced into.
-
-    `opaque` maps the path of each opaque submodule to the reason.
-    """
-
-    frontend: str
-    opaque: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-def trace_facts(module: fx.GraphModule) -> TraceFacts:
-    """Return how `module` was traced; a GraphModule from elsewhere counts as traced symbolically."""
-    return module.meta.get(_FACTS) or TraceFacts(frontend="given")
 
 
 def trace(model: nn.Module, example_inputs: ExampleInputs, *, frontend: str = "auto") -> fx.GraphModule:
@@ -69,7 +52,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, frontend: str = "a
     reasons: list[str] = []
     for name in _FRONTENDS if frontend == "auto" else (frontend,):
         try:
-            return _finish(_FRONTENDS[name](model, inputs), name, tuple(reasons))
+            return _finish(_FRONTENDS[name](model, inputs), tuple(reasons))
         except UsageError as error:
             if isinstance(error, InputError):
                 raise
@@ -80,9 +63,9 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, frontend: str = "a
     )
 
 
-def _finish(module: fx.GraphModule, frontend: str, reasons: tuple[str, ...]) -> fx.GraphModule:
-    facts = module.meta.get(_FACTS) or TraceFacts(frontend)
-    module.meta[_FACTS] = TraceFacts(frontend, facts.opaque, reasons + facts.notes)
+def _finish(module: fx.GraphModule, reasons: tuple[str, ...]) -> fx.GraphModule:
+    set_trace_facts(module, replace(trace_facts(module), notes=reasons))
+    propagate_shapes(module)
     return module
 
 
@@ -116,7 +99,10 @@ class _Tracer(fx.Tracer):
             raise
 
     def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,  # noqa: ARG002
+        concrete_args: Any = None,  # noqa: ARG002
     ) -> tuple[Callable[..., Any], list[Any]]:
         self.types.add(type(self.root))
         given = self.inputs.bind(self.root.forward)
@@ -153,9 +139,7 @@ def _unpack(proxy: Any, value: Any) -> Any:
     return value
 
 
-def _call_arguments(
-    parameters: Any, bound: dict[str, Any]
-) -> tuple[list[Any], dict[str, Any]]:
+def _call_arguments(parameters: Any, bound: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Spread bound arguments into positional and keyword ones as the signature wants them."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
@@ -187,9 +171,13 @@ def _modules_with_state(m: nn.Module) -> Iterator[nn.Module]:
     return (s for s in m.modules() if s._parameters or s._buffers)
 
 
-@functools.cache
-def _code_reads_training(kind: type[nn.Module]) -> bool:
+def _reads_training(kind: Any) -> bool:
     """Whether a method of this class, torch.nn's own aside, reads `self.training`."""
+    return _code_reads_training(kind)
+
+
+@functools.cache
+def _code_reads_training(kind: Any) -> bool:
     for base in kind.__mro__:
         if base.__module__.startswith("torch."):
             continue
@@ -202,7 +190,7 @@ def _code_reads_training(kind: type[nn.Module]) -> bool:
 
 def _reads_training_only(m: nn.Module) -> bool:
     """Whether `m` is stateless and acts by `self.training` (DropPath): left a leaf, so train() and eval() reach it."""
-    return _code_reads_training(type(m)) and not any(True for _ in _modules_with_state(m))
+    return _reads_training(type(m)) and not any(True for _ in _modules_with_state(m))
 
 
 def _symbolic(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
@@ -210,7 +198,8 @@ def _symbolic(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     while True:
         tracer = _Tracer(inputs, opaque)
         try:
-            graph = tracer.trace(model)
+            with undisturbed(model):
+                graph = tracer.trace(model)
             break
         except UsageError:
             raise
@@ -219,38 +208,26 @@ def _symbolic(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
             if not path or path in opaque or len(opaque) >= _MAX_OPAQUE:
                 raise TraceError(reason) from error
             opaque[path] = reason
-    facts = TraceFacts("symbolic", opaque)
-    if any(_code_reads_training(t) for t in tracer.types):
+    if any(_reads_training(t) for t in tracer.types):
         graph = _both_modes(model, inputs, opaque, graph)
     module = fx.GraphModule(model, graph, type(model).__name__)
     _carry_inputs(module, inputs)
-    module.meta[_FACTS] = facts
+    set_trace_facts(module, TraceFacts("symbolic", opaque))
     module.train(model.training)
     _restore_training(module, model)
-    propagate_shapes(module)
     return module
 
 
 def _both_modes(model: nn.Module, inputs: Inputs, opaque: dict[str, str], graph: fx.Graph) -> fx.Graph:
     """Trace the other mode as well and merge the two, so that train() and eval() act as in the model."""
-    with _toggled(model):
+    with undisturbed(model):
+        model.train(not model.training)
         try:
             other = _Tracer(inputs, opaque).trace(model)
         except Exception:
             return graph
     merged = merge_modes(graph, other, training=model.training)
     return graph if merged is None else merged
-
-
-@contextmanager
-def _toggled(model: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in model.modules()]
-    model.train(not model.training)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _restore_training(module: fx.GraphModule, model: nn.Module) -> None:
@@ -280,8 +257,7 @@ def _export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     for node in module.graph.nodes:
         kept = {"val": on_meta(node.meta["val"])} if node.op == "placeholder" and "val" in node.meta else {}
         node.meta = kept
-    module.meta[_FACTS] = TraceFacts("export")
-    propagate_shapes(module)
+    set_trace_facts(module, TraceFacts("export"))
     return module
 
 

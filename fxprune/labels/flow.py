@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Absorption", "Flow", "Label", "Labels", "Reason", "SlotTable", "Term", "TensorSlots"]
+__all__ = ["Absorption", "Flow", "Label", "Labels", "Reason", "SlotTable", "TensorSlots", "Term"]
 
 Label = Tensor | None
 """int64 [positions], or None for a dimension of which nothing can be pruned."""

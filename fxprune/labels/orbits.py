@@ -150,7 +150,9 @@ class Orbits:
 
         graph = networkx.MultiDiGraph()
         for orbit in self.orbits:
-            graph.add_node(orbit.name, kind="orbit", width=orbit.width, members=[str(m.parameter) for m in orbit.members])
+            graph.add_node(
+                orbit.name, kind="orbit", width=orbit.width, members=[str(m.parameter) for m in orbit.members]
+            )
             graph.add_edges_from((producer, orbit.name) for producer in orbit.producers)
             graph.add_edges_from((orbit.name, absorber) for absorber in orbit.absorbers)
         return graph

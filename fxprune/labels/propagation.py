@@ -13,10 +13,10 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError
-from fxprune.graph.execution import MetaInterpreter, MetaMode
+from fxprune.graph.execution import MetaInterpreter, MetaMode, undisturbed
+from fxprune.graph.facts import trace_facts
 from fxprune.graph.leaves import follows_input
 from fxprune.graph.shapes import run_error
-from fxprune.graph.tracing import trace_facts
 from fxprune.labels.call import Call, is_labelled, nothing
 from fxprune.labels.flow import Flow, Labels, TensorSlots
 from fxprune.labels.partition import Partition, partition
@@ -61,7 +61,8 @@ def propagate_labels(module: fx.GraphModule) -> Labelling:
     mode = _LabelMode(module)
     interpreter = _LabelInterpreter(module, mode)
     try:
-        interpreter.run_from_meta()
+        with undisturbed(module):
+            interpreter.run_from_meta()
     except FxpruneError:
         raise
     except Exception as error:
@@ -129,9 +130,7 @@ class _LabelMode(MetaMode):
         if not any(id(t) in self._labels for t in inputs) and not _creates(operator):
             return
         self.flow.operator = operator_name(operator)
-        call = Call(
-            self.flow, operator, args, kwargs, result, self.read, self._constant, self.source, self.may_reshape
-        )
+        call = Call(self.flow, operator, args, kwargs, result, self.read, self._constant, self.source, self.may_reshape)
         self._assign(result, self._apply(operator, call))
 
     def _constant(self, tensor: Tensor) -> Tensor | None:
@@ -167,10 +166,10 @@ class _LabelMode(MetaMode):
             self._pin_whole(leaf)
 
     def _pin_whole(self, leaf: nn.Module) -> None:
-        self.flow.operator = "opaque"
-        for tensor in (*leaf.parameters(), *leaf.buffers()):
+        self.flow.operator = type(leaf).__name__
+        for tensor in (*leaf.parameters(), *leaf.buffers(), *self.inputs):
             for label in self.read(self.twin(tensor)):
-                self.flow.pin(label, "inside a module that was not traced")
+                self.flow.pin(label, "meets a module that was not traced")
 
     def leave(self, node: fx.Node, value: Any) -> None:
         """Record the labels of a node's value; what the graph returns must stay whole."""
@@ -179,9 +178,7 @@ class _LabelMode(MetaMode):
             for tensor in _tensors(value, self.inputs):
                 for label in self.read(tensor):
                     self.flow.pin(label, "returned by the model")
-        self.values[node.name] = pytree.tree_map_only(
-            Tensor, lambda t: Labelled(tuple(t.shape), self.read(t)), value
-        )
+        self.values[node.name] = pytree.tree_map_only(Tensor, lambda t: Labelled(tuple(t.shape), self.read(t)), value)
 
 
 class _LabelInterpreter(MetaInterpreter):

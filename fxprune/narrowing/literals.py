@@ -59,9 +59,19 @@ class Site:
     @property
     def x(self) -> Labelled:
         """The first argument before the cut."""
-        value = self.kept.value(self.node.args[0].name)  # type: ignore[union-attr]
+        value = self.subject
         assert isinstance(value, Labelled)
         return value
+
+    @property
+    def subject(self) -> Any:
+        """The first argument before the cut, whatever it is."""
+        return self.kept.value(self.args[0].name)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments."""
+        return self.node.args
 
     @property
     def result(self) -> Any:
@@ -130,10 +140,11 @@ def _sizes(first: int) -> Rewrite:
     """Sizes of the result from argument `first` on, as one list or spread out."""
 
     def rewrite(site: Site) -> None:
-        args = list(site.node.args)
+        args = list(site.args)
         for key in ("size", "shape", "sizes"):
-            if key in site.node.kwargs:
-                site.node.update_kwarg(key, _resized(site, list(site.node.kwargs[key]), site.predicted[0]))
+            written: Any = site.node.kwargs.get(key)
+            if written is not None:
+                site.node.update_kwarg(key, _resized(site, list(written), site.predicted[0]))
                 return
         if not args[first:]:
             return
@@ -176,12 +187,13 @@ def _before(kept: Tensor, position: int) -> int:
 
 def _getitem(site: Site) -> None:
     """`x[index]`: slices and integers of labelled dimensions; items of tuples stay."""
-    if not isinstance(site.kept.value(site.node.args[0].name), Labelled):  # type: ignore[union-attr]
+    if not isinstance(site.subject, Labelled):
         return
-    index = site.node.args[1]
+    index = site.args[1]
     items = list(index) if isinstance(index, tuple) else [index]
     consumed = sum(1 for item in items if item is not None and item is not Ellipsis)
-    dim, out = 0, []
+    dim = 0
+    out: list[Any] = []
     for item in items:
         if item is Ellipsis:
             dim += len(site.x.shape) - consumed
@@ -267,7 +279,7 @@ def _index_select(site: Site) -> None:
 
 def _index(site: Site) -> None:
     """`aten.index(x, [None, index])` with a constant index."""
-    indices = list(site.node.args[1])  # type: ignore[arg-type]
+    indices = list(site.args[1])
     for dim, item in enumerate(indices):
         kept = site.kept_of(site.x, dim) if item is not None else None
         if kept is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from fxprune.errors import VerifyError
 from fxprune.graph.dump import dump
-from fxprune.graph.execution import MetaInterpreter, MetaMode
+from fxprune.graph.execution import MetaInterpreter, MetaMode, undisturbed
 from fxprune.graph.leaves import narrowed_attributes
 from fxprune.graph.shapes import record_shape, shapes_of
 from fxprune.narrowing.kept import Kept
@@ -34,13 +34,15 @@ class _Walk(MetaInterpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_module":
-            self._assign_attributes(n)
-        elif n.op in ("call_function", "call_method"):
+            leaf = self.narrow.get_submodule(str(n.target))
+            self._assign_attributes(n, leaf)
+            with undisturbed(leaf):
+                return super().run_node(n)
+        if n.op in ("call_function", "call_method"):
             rederive(Site(self.narrow, n, self.kept, self.env))
         return super().run_node(n)
 
-    def _assign_attributes(self, node: fx.Node) -> None:
-        leaf = self.narrow.get_submodule(str(node.target))
+    def _assign_attributes(self, node: fx.Node, leaf: nn.Module) -> None:
         inputs = [shape for source in node.all_input_nodes for shape in shapes_of(self.env[source])]
         outputs = self.kept.shapes(node.name)
         if inputs and outputs:

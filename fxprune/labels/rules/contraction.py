@@ -143,7 +143,7 @@ def attention(call: Call) -> list[Labels]:
     batch = broadcast(call.flow, [(t.flatten(-2)[..., 0], labels[:-2]) for t, labels in ((q, lq), (k, lk), (v, lv))])
     for label in (lk[-2], lv[-2]):
         call.flow.pin(label, "attention takes a softmax over this dimension")
-    rest: list[Any] = list(zip(batch, q.shape[:-2], strict=True)) + [(lq[-2], q.shape[-2])]
+    rest: list[Any] = [*zip(batch, q.shape[:-2], strict=True), (lq[-2], q.shape[-2])]
     call.flow.count_macs(k.shape[-2], *rest, (lq[-1], q.shape[-1]))
     call.flow.count_macs(k.shape[-2], *rest, (lv[-1], v.shape[-1]))
     out: Labels = (*batch, lq[-2], lv[-1])

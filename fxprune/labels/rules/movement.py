@@ -6,7 +6,6 @@ that splits or merges a labelled dimension looks inside it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -143,15 +142,14 @@ def along(call: Call) -> Labels | list[Labels]:
     x = call["self"]
     labels = call.labels(x)
     dim = normalised(call["dim"], x.dim())
+    label = labels[dim]
     results = [call.result] if isinstance(call.result, Tensor) else list(call.result)
-    if labels[dim] is None:
-        kept = [labels for _ in results]
-    elif not call.may_reshape:
-        call.flow.pin(labels[dim], "divided inside a leaf module that is not known to follow its input")
-        kept = [(*labels[:dim], None, *labels[dim + 1 :]) for _ in results]
-    else:
-        moved = _same_operator(call, labels[dim], dim)
-        kept = [(*labels[:dim], m, *labels[dim + 1 :]) for m in moved]
+    moved: list[Label] = [None for _ in results]
+    if label is not None and call.may_reshape:
+        moved = [*_same_operator(call, label, dim)]
+    elif label is not None:
+        call.flow.pin(label, "divided inside a leaf module that is not known to follow its input")
+    kept = [(*labels[:dim], m, *labels[dim + 1 :]) for m in moved]
     return kept[0] if isinstance(call.result, Tensor) else kept
 
 
@@ -287,9 +285,7 @@ def flip(call: Call) -> Labels:
     """Reverse dimensions."""
     x = call["self"]
     dims = {normalised(d, x.dim()) for d in call["dims"]}
-    return tuple(
-        label.flip(0) if label is not None and d in dims else label for d, label in enumerate(call.labels(x))
-    )
+    return tuple(label.flip(0) if label is not None and d in dims else label for d, label in enumerate(call.labels(x)))
 
 
 def roll(call: Call) -> Labels:

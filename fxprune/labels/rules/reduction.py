@@ -68,8 +68,10 @@ RULES: dict[str, Rule] = {
         reducing(_statistical),
     ),
     **dict.fromkeys(
-        ["aten.amax", "aten.amin", "aten.max", "aten.min", "aten.argmax", "aten.argmin", "aten.prod", "aten.any"]
-        + ["aten.all", "aten.logsumexp", "aten.median"],
+        [
+            *("aten.amax", "aten.amin", "aten.max", "aten.min", "aten.argmax", "aten.argmin"),
+            *("aten.prod", "aten.any", "aten.all", "aten.logsumexp", "aten.median"),
+        ],
         reducing(_pin),
     ),
     **dict.fromkeys(

@@ -1,0 +1,296 @@
+"""Models by name (`torchvision:resnet50`, `timm:NAME`, `path/to/file.py:callable`), with inputs and weights."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import safetensors.torch
+import torch
+import torchvision
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from fxprune.errors import InputError, nearest
+from fxprune.graph.inputs import Inputs
+
+__all__ = ["BuiltModel", "ModelSource", "build_model", "load_checkpoint", "read_shape"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    Attributes:
+        name: `torchvision:NAME`, `timm:NAME`, or `path/to/file.py:callable`. The callable takes no argument and
+            returns a module, or a pair (module, example inputs).
+        weights: name of the library's own weights ("DEFAULT"), which it downloads; None for random ones.
+        checkpoint: a state_dict to load: `.safetensors`, or `.pt` and `.pth` as `torch.save` writes them.
+        shapes: example inputs as `1x3x224x224` or, for other types than float32, `1x128:int64`; the model's own
+            where none is given.
+        seed: of random weights and random inputs.
+    """
+
+    name: str
+    weights: str | None = None
+    checkpoint: Path | None = None
+    shapes: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model in evaluation mode, its example inputs, and what a user must know about the two."""
+
+    model: nn.Module
+    inputs: Inputs
+    notes: tuple[str, ...] = ()
+
+
+def build_model(source: ModelSource) -> BuiltModel:
+    """Build a model by name and load its weights.
+
+    Raises `InputError` for a name, file, weights, checkpoint or shape that does not exist or does not fit.
+    """
+    prefix, _, name = source.name.rpartition(":")
+    build = _LIBRARIES.get(prefix, _from_file if prefix.endswith(".py") else None)
+    if build is None:
+        raise InputError(f"cannot tell where model '{source.name}' comes from; {_guess(source.name)}")
+    torch.manual_seed(source.seed)
+    model, inputs = build(name, source)
+    if source.shapes:
+        inputs = Inputs(tuple(read_shape(shape) for shape in source.shapes))
+    if inputs is None:
+        raise InputError(f"the inputs of '{source.name}' are not known; give --input, for example --input 1x3x224x224")
+    if source.checkpoint is not None:
+        load_checkpoint(model, source.checkpoint)
+    return BuiltModel(model.eval(), inputs, _notes(source, prefix))
+
+
+def _guess(name: str) -> str:
+    plain = name.rpartition(":")[2]
+    close = difflib.get_close_matches(plain, torchvision.models.list_models(), n=1, cutoff=0.7)
+    hint = f"did you mean 'torchvision:{close[0]}'? " if close else ""
+    return f"{hint}write torchvision:NAME, timm:NAME or path/to/file.py:callable"
+
+
+def _notes(source: ModelSource, prefix: str) -> tuple[str, ...]:
+    if source.checkpoint is not None:
+        return (f"weights from {source.checkpoint.name}",)
+    if source.weights is not None:
+        return (f"weights '{source.weights}' of {prefix}",)
+    if prefix in _LIBRARIES:
+        remedy = "give --weights DEFAULT or --checkpoint FILE for trained ones"
+        return (f"the weights are random (seed {source.seed}); {remedy}",)
+    return ("weights as the callable made them",)
+
+
+_Build = tuple[nn.Module, Inputs | None]
+
+
+def _from_torchvision(name: str, source: ModelSource) -> _Build:
+    models = torchvision.models
+    known = [n for n in models.list_models() if not n.startswith("quantized_")]
+    if name.startswith("quantized_"):
+        plain = name.removeprefix("quantized_")
+        raise InputError(
+            f"'{name}' is quantised; prune the floating-point model 'torchvision:{plain}' and quantise then"
+        )
+    if name not in known:
+        raise InputError(f"torchvision has no model '{name}'; {nearest(name, known)}")
+    builder = models.get_model_builder(name)
+    family = builder.__module__.split(".")[2]
+    if family == "detection":
+        remedy = "prune its backbone by itself, 'path/to/file.py:callable'"
+        raise InputError(f"'{name}' is a detector, whose boxes depend on the image's values; {remedy}")
+    options: dict[str, Any] = {"weights": _torchvision_weights(name, source.weights)}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        options["weights_backbone"] = None
+    if name in _SLOW_RANDOM_WEIGHTS and source.weights is None:
+        options["init_weights"] = False
+    with _downloading(name):
+        model = builder(**options)
+    shapes = _FAMILY_INPUTS.get(family, _one_image)(_image_size(name, model))
+    return model, Inputs(tuple(torch.rand(shape) for shape in shapes))
+
+
+_SLOW_RANDOM_WEIGHTS = frozenset({"googlenet", "inception_v3"})
+"""Models whose own initialisation takes most of a minute."""
+
+
+def _torchvision_weights(name: str, wanted: str | None) -> Any:
+    if wanted is None:
+        return None
+    known = torchvision.models.get_model_weights(name)
+    if wanted == "DEFAULT":
+        return known["DEFAULT"]
+    if wanted not in known.__members__:
+        raise InputError(f"'{name}' has no weights '{wanted}'; {nearest(wanted, ['DEFAULT', *known.__members__])}")
+    return known[wanted]
+
+
+def _image_size(name: str, model: nn.Module) -> int:
+    """Return the side of the images that a torchvision model takes: its own, else what its weights were tested on."""
+    own = getattr(model, "image_size", None)
+    if isinstance(own, int):
+        return own
+    transforms = getattr(torchvision.models.get_model_weights(name)["DEFAULT"].transforms, "keywords", {})
+    size = transforms.get("crop_size", transforms.get("resize_size", 224))
+    return int(size[0] if isinstance(size, (tuple, list)) else size)
+
+
+_Shapes = tuple[tuple[int, ...], ...]
+
+
+def _one_image(size: int) -> _Shapes:
+    return ((1, 3, size, size),)
+
+
+_FAMILY_INPUTS: Mapping[str, Callable[[int], _Shapes]] = {
+    "video": lambda size: ((1, 3, 16, size, size),),
+    "optical_flow": lambda _: ((1, 3, 128, 128), (1, 3, 128, 128)),
+}
+
+
+def _from_timm(name: str, source: ModelSource) -> _Build:
+    try:
+        timm: Any = importlib.import_module("timm")
+    except ImportError:
+        raise InputError(f"'timm:{name}' needs the package timm: pip install timm") from None
+    if source.weights not in (None, "DEFAULT"):
+        remedy = f"write the tag behind the name, 'timm:{name}.TAG', with --weights DEFAULT"
+        raise InputError(f"timm knows no weights '{source.weights}'; {remedy}")
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise InputError(f"timm has no model '{name}'; {nearest(architecture, timm.list_models())}")
+    with _downloading(name):
+        model = timm.create_model(name, pretrained=source.weights is not None)
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    return model, Inputs((torch.rand(1, *size),))
+
+
+@contextmanager
+def _downloading(name: str) -> Iterator[None]:
+    """Say in one line which model's weights did not come, whatever the library raises."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise InputError(f"'{name}' could not be built or its weights downloaded: {lines[0]}") from error
+
+
+def _from_file(name: str, source: ModelSource) -> _Build:
+    path = Path(source.name.rpartition(":")[0])
+    if source.weights is not None:
+        raise InputError(f"--weights is for torchvision and timm; give '{source.name}' a --checkpoint FILE")
+    module = _import_file(path)
+    build = getattr(module, name, None)
+    if not callable(build):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(f"'{path}' has no callable '{name}'; {nearest(name, known)}")
+    try:
+        made = build()
+    except Exception as error:
+        raise InputError(
+            f"calling '{source.name}' without arguments failed: {type(error).__name__}: {error}"
+        ) from error
+    if isinstance(made, nn.Module):
+        return made, None
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        return made[0], Inputs.of(made[1])
+    raise InputError(
+        f"'{source.name}' returned {type(made).__name__}; return a torch.nn.Module or a pair (module, example inputs)"
+    )
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"there is no file '{path}'; a model of your own is path/to/file.py:callable")
+    spec = importlib.util.spec_from_file_location(f"fxprune_user_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # As for a script: dataclasses and pickles look their module up, and the file may import its neighbours.
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"'{path}' could not be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+_LIBRARIES: Mapping[str, Callable[[str, ModelSource], _Build]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+}
+
+
+def read_shape(text: str) -> Tensor:
+    """Return a random tensor of a shape as users write it; integers and booleans are zeros.
+
+    >>> read_shape("1x3x8x8").shape, read_shape("2x16:int64").dtype
+    (torch.Size([1, 3, 8, 8]), torch.int64)
+    """
+    size, _, name = text.partition(":")
+    dtype = getattr(torch, name or "float32", None)
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size) or not isinstance(dtype, torch.dtype):
+        raise InputError(f"cannot read the input shape '{text}'; write 1x3x224x224, or 1x128:int64 with a torch dtype")
+    shape = [int(part) for part in size.split("x")]
+    return torch.rand(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
+
+
+def load_checkpoint(model: nn.Module, path: Path) -> None:
+    """Load a state_dict from a file into `model`; nothing is unpickled but tensors.
+
+    Raises `InputError` naming the first key or shape that does not fit; the model is then unchanged.
+    """
+    state = _state_dict(path)
+    own = model.state_dict()
+    if not own.keys() & state.keys() and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}  # as DataParallel saves
+    optional = {key for key in own if key.endswith("num_batches_tracked")}
+    missing = [key for key in own if key not in state and key not in optional]
+    unexpected = [key for key in state if key not in own]
+    for keys, fact in ((missing, "lacks"), (unexpected, "has an unexpected")):
+        if keys:
+            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            raise InputError(f"checkpoint '{path}' does not fit the model: it {fact} '{keys[0]}'{more}")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            shapes = f"{tuple(value.shape)}, the model {tuple(own[key].shape)}"
+            raise InputError(f"checkpoint '{path}' does not fit the model: '{key}' has shape {shapes}")
+    model.load_state_dict(state, strict=False)
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint file '{path}'")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"checkpoint '{path}' is truncated or no safetensors file: {error}") from None
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise InputError(
+            f"checkpoint '{path}' cannot be read as tensors only ({first}); save model.state_dict()"
+        ) from None
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise InputError(f"checkpoint '{path}' holds no state_dict; save model.state_dict() or {{'state_dict': …}}")
+    return dict(loaded)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxprune import artifacts
 from fxprune.graph.dump import diff
+from fxprune.graph.execution import undisturbed
 from fxprune.graph.facts import trace_facts
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Observer, Pass, PassEvent, Pipeline, parse_spec
@@ -71,7 +72,7 @@ def prune(
     Args:
         model: any floating-point module; it is not changed.
         example_inputs: what the model is called with: a tensor, a tuple of arguments, a dict, or `Inputs`.
-        ratio: fraction of channels to remove ("30%", 0.3), or one for each layer name, glob or type.
+        ratio: fraction of channels to remove ("30%", 0.3), or one for each orbit, layer name, glob or type.
         macs: multiply-accumulates to leave: a share ("50%", 0.5) or a count (2e9).
         parameters: parameters to leave, likewise. Exactly one of the three targets is given.
         criterion: "l1", "l2", "fpgm", "bn-scale", "taylor", "random", or a function `Subject` → scores [width].
@@ -203,6 +204,8 @@ def load(folder: str | os.PathLike[str], model: nn.Module, example_inputs: Examp
     plan = artifacts.read_plan_file(folder)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     given = artifacts.read_inputs(folder, device) if example_inputs is None else example_inputs
-    result = apply_plan(model.train(plan.training) if model.training != plan.training else model, given, plan)
+    with undisturbed(model):
+        result = apply_plan(model.train(plan.training), given, plan)
     artifacts.read_weights(folder, result.module)
+    result.module.train(model.training)
     return result

@@ -75,7 +75,7 @@ class Report:
         if self.latency_ms is not None:
             rows.append(("latency, ms", *self.latency_ms))
         cells = [(name, _number(a), _number(b), f"{b / a:.1%}" if a else "–") for name, a, b in rows]
-        return tabulate(cells, ["", "before", "after", "left"], style, colalign=("left", "right", "right", "right"))
+        return tabulate(cells, ["", "before", "after", "left"], style, disable_numparse=True, colalign=_TOTALS)
 
     def markdown(self) -> str:
         """Return the report as Markdown."""
@@ -91,6 +91,9 @@ class Report:
         data = json.loads(text, object_hook=lambda d: {k: _tuples(v) for k, v in d.items()})
         data["layers"] = tuple(LayerRow(**row) for row in data["layers"])
         return Report(**data)
+
+
+_TOTALS = ("left", "right", "right", "right")
 
 
 def _tuples(value: Any) -> Any:
@@ -168,7 +171,7 @@ class _Rows:
             tensor = self.tensors[pinned.parameter]
             slot = tensor.starts[pinned.dimension]
             if self.orbits.labelling.flow.roles.get(slot) == "output":
-                counts[str(pinned.reason)] += pinned.indices.numel()
+                counts[f"{pinned.reason.text} ({pinned.reason.operator})"] += pinned.indices.numel()
         return tuple(counts.most_common())
 
     def _weights(self, path: str) -> list[str]:

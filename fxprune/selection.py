@@ -314,10 +314,12 @@ def _ratio_of_orbits(
     if not isinstance(ratio, Mapping):
         return {orbit.name: read_ratio(ratio) for orbit in eligible}
     ratios: dict[str, float] = {}
+    names = {orbit.name for orbit in eligible}
     for pattern, value in ratio.items():
-        layers = match_layers([pattern], module)
+        named = set(fnmatch.filter(names, pattern))
+        layers = set() if named else match_layers([pattern], module)
         for orbit in eligible:
-            if layers.intersection(_sources(orbit)):
+            if orbit.name in named or layers.intersection(_sources(orbit)):
                 ratios[orbit.name] = read_ratio(value)
     return ratios
 

@@ -238,6 +238,9 @@ _LIBRARIES: Mapping[str, Callable[[str, ModelSource], _Build]] = {
 }
 
 
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
+
+
 def read_shape(text: str) -> Tensor:
     """Return a random tensor of a shape as users write it; integers and booleans are zeros.
 
@@ -245,9 +248,11 @@ def read_shape(text: str) -> Tensor:
     (torch.Size([1, 3, 8, 8]), torch.int64)
     """
     size, _, name = text.partition(":")
-    dtype = getattr(torch, name or "float32", None)
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size) or not isinstance(dtype, torch.dtype):
-        raise InputError(f"cannot read the input shape '{text}'; write 1x3x224x224, or 1x128:int64 with a torch dtype")
+    name = name or "float32"
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size) or name not in _DTYPES:
+        known = ", ".join(_DTYPES)
+        raise InputError(f"cannot read the input shape '{text}'; write 1x3x224x224, or 1x128:int64; types: {known}")
+    dtype: torch.dtype = getattr(torch, name)
     shape = [int(part) for part in size.split("x")]
     return torch.rand(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
 

@@ -16,7 +16,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxprune.errors import FxpruneError, SpecError, VerifyError, nearest
 from fxprune.graph.dump import dump
-from fxprune.graph.verify import verify
+from fxprune.graph.verify import output_shapes, verify
 
 __all__ = ["Observer", "Pass", "PassEvent", "Pipeline", "parse_spec", "print_changes"]
 
@@ -106,6 +106,7 @@ class Pipeline:
 
     def _run(self, step: Pass, module: fx.GraphModule) -> bool:
         before = dump(module) if self.observers else ""
+        outputs = output_shapes(module)
         start = time.perf_counter()
         try:
             modified = step(module).modified
@@ -114,7 +115,7 @@ class Pipeline:
         except Exception as error:
             raise VerifyError(f"pass '{step.name}' failed: {type(error).__name__}: {error}\n{dump(module)}") from error
         if modified:
-            verify(module, step.name)
+            verify(module, step.name, outputs)
         for observe in self.observers:
             observe(PassEvent(str(step.name), module, before, modified, time.perf_counter() - start))
         return modified

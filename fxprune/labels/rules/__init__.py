@@ -41,4 +41,14 @@ def find_rule(operator: OpOverload) -> Rule | None:
     if torch.Tag.pointwise in operator.tags:
         return pointwise.pointwise
     name = operator_name(operator)
-    return RULES.get(name) or RULES.get(name.removesuffix("_"))
+    twin = name.removesuffix("_")
+    if twin != name and torch.Tag.pointwise in _tags(twin, operator._overloadname):
+        return pointwise.pointwise
+    return RULES.get(name) or RULES.get(twin)
+
+
+def _tags(name: str, overload: str) -> list[torch.Tag]:
+    """Return the tags of an operator, none where it does not exist."""
+    namespace, _, plain = name.partition(".")
+    packet = getattr(getattr(torch.ops, namespace), plain, None)
+    return list(getattr(getattr(packet, overload, None), "tags", ()))

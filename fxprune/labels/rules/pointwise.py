@@ -37,6 +37,17 @@ def pointwise(call: Call) -> Labels | list[Labels]:
     return [labels for _ in call.result]
 
 
+def gated(call: Call) -> Labels:
+    """`glu`: the first half of a dimension times the sigmoid of the second, so the halves unite."""
+    x = call["self"]
+    labels = list(call.labels(x))
+    label = labels[call["dim"]]
+    if label is not None:
+        halves = label.view(2, -1)
+        labels[call["dim"]] = call.flow.unite(halves[0], halves[1])
+    return tuple(labels)
+
+
 def like_first(call: Call) -> Labels:
     """The result has the labels of the first argument, whose values do not matter (`zeros_like`, `bernoulli`)."""
     return call.labels(call.tensors[0])
@@ -53,8 +64,11 @@ RULES: dict[str, Rule] = {
     "aten.copy": pointwise,
     "aten.native_dropout": pointwise,
     "aten.masked_fill": pointwise,
-    "aten.hardtanh": pointwise,
+    "aten.hardswish": pointwise,
+    "aten._prelu_kernel": pointwise,
+    "aten.log_sigmoid_forward": pointwise,
     "aten.rrelu_with_noise": pointwise,
+    "aten.glu": gated,
     "aten.zeros_like": like_first,
     "aten.ones_like": like_first,
     "aten.empty_like": like_first,

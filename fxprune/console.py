@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 import click
+import torch
 from tqdm import tqdm
 
 from fxprune.errors import UsageError
@@ -49,7 +50,7 @@ def _exit_code(run: Callable[[], Any]) -> int:
 
 
 def _defect() -> str:
-    versions = ", ".join(f"{name} {version(name)}" for name in ("fxprune", "torch", "torchvision"))
+    versions = f"fxprune {version('fxprune')}, torch {torch.__version__}, torchvision {version('torchvision')}"
     return (
         "Error: this is a defect of fxprune, not a mistake of yours. Please report it with the traceback above, the "
         f"command that you ran, and these versions: {versions}, Python {platform.python_version()}"

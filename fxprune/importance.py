@@ -34,7 +34,8 @@ class Subject:
         found = []
         for member in self.orbit.members:
             if member.role == role and member.parameter in source:
-                values = source[member.parameter].detach().float().movedim(member.dimension, 0).flatten(1)
+                tensor = source[member.parameter].detach().float().movedim(member.dimension, 0)
+                values = tensor.reshape(len(tensor), -1)
                 found.append(values if member.is_whole(len(values)) else _rows(values, member.indices))
         return found
 

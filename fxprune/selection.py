@@ -25,7 +25,9 @@ __all__ = ["Constraints", "Target", "choose", "eligible_orbits", "match_layers",
 _CLOSE = 0.002
 """A budget is met this closely where the granularity of the channels allows."""
 
-_LOOKAHEAD = 128
+_LOOKAHEAD = 64
+_BACKTRACK = 6
+"""How far the last steps before a budget are rearranged to meet it."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,13 @@ def choose(
     if scope not in ("global", "uniform"):
         raise SpecError(f"unknown scope '{scope}'; known: global, uniform (per orbit: a ratio for each layer pattern)")
     costs = CostModel(module, orbits)
-    eligible = [orbit for orbit in eligible_orbits(module, orbits, constraints) if orbit.name in scores]
+    allowed = eligible_orbits(module, orbits, constraints)
+    eligible = [orbit for orbit in allowed if orbit.name in scores]
+    if allowed and not eligible:
+        raise TargetError(
+            f"the criterion has nothing to go by in any of the {len(allowed)} orbits that may be cut (bn-scale needs "
+            "batch norms); choose another criterion"
+        )
     keep = costs.all_kept()
     if target.ratio is not None:
         return _by_ratio(module, eligible, scores, target.ratio, constraints, scope, keep)
@@ -240,18 +248,20 @@ class _Search:
             middle = (low + high) // 2
             low, high = (low, middle) if self.cost_of(middle) <= amount else (middle + 1, high)
         best, cost = self.after(low), self.cost_of(low)
-        if low == 0 or cost >= amount * (1 - _CLOSE):
-            return best
-        return self._finer(low, amount, best, cost)
+        for back in range(1, min(low, _BACKTRACK) + 1):
+            if cost >= amount * (1 - _CLOSE):
+                break
+            best, cost = self._finer(low - back, amount, best, cost)
+        return best
 
-    def _finer(self, count: int, amount: float, best: Tensor, cost: float) -> Tensor:
-        """Replace the last step, which overshot, by later ones that come closer to the budget.
+    def _finer(self, without: int, amount: float, best: Tensor, cost: float) -> tuple[Tensor, float]:
+        """Leave out the step `without` and its orbit, and look for later ones that come closer to the budget.
 
         Steps that stay above the budget are taken; of those that cross it, the one that lands highest is kept.
         """
-        base = self.after(count - 1)
-        skipped = {self.steps.orbit[count - 1]}
-        for i in range(count, min(count + _LOOKAHEAD, len(self.steps))):
+        base = self.after(without)
+        skipped = {self.steps.orbit[without]}
+        for i in range(without + 1, min(without + _LOOKAHEAD, len(self.steps))):
             if self.steps.orbit[i] in skipped:
                 continue
             keep = base.clone()
@@ -263,7 +273,7 @@ class _Search:
             skipped.add(self.steps.orbit[i])
             if found > cost:
                 best, cost = keep, found
-        return best
+        return best, cost
 
 
 def _by_ratio(

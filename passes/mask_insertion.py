@@ -71,6 +71,7 @@ class _Writer:
         self.module = module
         self.orbits = orbits
         self.masks = ChannelMasks()
+        self.read: dict[str, fx.Node] = {}
         module.add_module(MASKS, self.masks)
         self.position = torch.zeros(orbits.labelling.partition.count, dtype=torch.int64)
         for orbit in orbits:
@@ -85,7 +86,7 @@ class _Writer:
         index = self._index(classes, owner, involved)
         graph = self.module.graph
         with graph.inserting_before(node):
-            masks = [graph.get_attr(f"{MASKS}.{self._buffer(orbit)}") for orbit in involved]
+            masks = [self._mask(orbit) for orbit in involved]
             table = None if index is None else graph.get_attr(f"{MASKS}.{self._table(node, dim, index)}")
             arguments = (source, masks, dim) if table is None else (source, masks, dim, table)
             masked = graph.call_function(mask_channels, arguments)
@@ -106,11 +107,13 @@ class _Writer:
         in_order = len(involved) == 1 and torch.equal(index, torch.arange(end))
         return None if in_order else index
 
-    def _buffer(self, orbit: Orbit) -> str:
-        if not hasattr(self.masks, orbit.name):
+    def _mask(self, orbit: Orbit) -> fx.Node:
+        """Return the node that reads an orbit's mask, made where it is first needed."""
+        if orbit.name not in self.read:
             mask = torch.ones(orbit.width, device=self.device, dtype=self.dtype)
             self.masks.register_buffer(orbit.name, mask)
-        return orbit.name
+            self.read[orbit.name] = self.module.graph.get_attr(f"{MASKS}.{orbit.name}")
+        return self.read[orbit.name]
 
     def _table(self, node: fx.Node, dim: int, index: Tensor) -> str:
         name = f"channels_of_{node.name}_{dim}"

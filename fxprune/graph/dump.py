@@ -46,6 +46,8 @@ def diff(before: fx.GraphModule, after: fx.GraphModule) -> str:
 def _line(module: fx.GraphModule, node: fx.Node) -> str:
     if node.op == "output":
         return f"output {_argument(node.args[0])}"
+    if node.op == "get_attr":
+        return f"%{node.name} = get {node.target}"
     arguments = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in node.kwargs.items()]
     text = f"%{node.name} = {_target(module, node)}({', '.join(arguments)})"
     if "val" in node.meta:
@@ -58,8 +60,6 @@ def _line(module: fx.GraphModule, node: fx.Node) -> str:
 def _target(module: fx.GraphModule, node: fx.Node) -> str:
     if node.op == "placeholder":
         return "placeholder"
-    if node.op == "get_attr":
-        return f"get {node.target}"
     if node.op == "call_module":
         leaf = module.get_submodule(str(node.target))
         return f"{node.target} {_leaf(leaf)}"

@@ -157,6 +157,14 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             part._buffers.update(buffers)
 
 
+def _ordinary(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_ordinary(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _ordinary(v) for k, v in value.items()}
+    return tuple(_ordinary(v) for v in value) if type(value) is tuple else value
+
+
 class MetaInterpreter(fx.Interpreter):
     """Interpret a GraphModule under a `MetaMode`, from the shapes in its placeholders' `meta["val"]`.
 
@@ -191,6 +199,10 @@ class MetaInterpreter(fx.Interpreter):
         value = super().run_node(n)
         self.visit(n, value)
         return value
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function with ordinary lists, as generated code does; torch.fx keeps immutable ones."""
+        return super().call_function(target, _ordinary(args), _ordinary(kwargs))
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Run a leaf; one that was not traced into may need real values, and gets zeros."""

@@ -25,7 +25,7 @@ class MaskInsertion(Pass):
     After: `%orbit_0 = get masks.orbit_0`, `%mask = mask_channels(%relu, [%orbit_0], 1)`, `%conv2 = conv2(%mask)`
 
     Where the channels of several orbits meet (concatenation, flatten, shuffle), an index table says which mask each
-    channel has. The masks are the plan: zeros written into them are what `channel-surgery` cuts.
+    channel has. An orbit of one class has no mask: it can lose nothing. The masks are the plan: zeros written into them are what `channel-surgery` cuts.
     """
 
     name: ClassVar[str] = "mask-insertion"
@@ -35,16 +35,23 @@ class MaskInsertion(Pass):
         if hasattr(module, MASKS):
             return False
         orbits = find_orbits(module)
-        sites = list(_sites(module, orbits))
+        owners = _maskable(orbits)
+        sites = list(_sites(module, orbits, owners))
         if not sites:
             return False
-        writer = _Writer(module, orbits)
+        writer = _Writer(module, orbits, owners)
         for site in sites:
             writer.insert(*site)
         return True
 
 
-def _sites(module: fx.GraphModule, orbits: Orbits) -> Iterator[tuple[fx.Node, fx.Node, int, Tensor]]:
+def _maskable(orbits: Orbits) -> Tensor:
+    """Return int64 [classes], the orbit of each class, or -1 where there is none or it has but one class."""
+    widths = torch.tensor([orbit.width for orbit in orbits] + [0])
+    return torch.where(widths[orbits.of_class] > 1, orbits.of_class, -1)
+
+
+def _sites(module: fx.GraphModule, orbits: Orbits, owners: Tensor) -> Iterator[tuple[fx.Node, fx.Node, int, Tensor]]:
     """Yield (absorbing node, its input, dimension, class of each channel), each once."""
     nodes = {node.name: node for node in module.graph.nodes}
     part = orbits.labelling.partition
@@ -60,15 +67,16 @@ def _sites(module: fx.GraphModule, orbits: Orbits) -> Iterator[tuple[fx.Node, fx
             if label is None:
                 continue
             held = part.of_slot[label]
-            if ((orbits.of_class[held] >= 0) & torch.isin(held, classes)).any():
+            if ((owners[held] >= 0) & torch.isin(held, classes)).any():
                 yield nodes[node], nodes[source], dim, held
 
 
 class _Writer:
     """Adds mask buffers and nodes to a graph."""
 
-    def __init__(self, module: fx.GraphModule, orbits: Orbits) -> None:
+    def __init__(self, module: fx.GraphModule, orbits: Orbits, owners: Tensor) -> None:
         self.module = module
+        self.owners = owners
         self.orbits = orbits
         self.masks = ChannelMasks()
         self.read: dict[str, fx.Node] = {}
@@ -81,7 +89,7 @@ class _Writer:
 
     def insert(self, node: fx.Node, source: fx.Node, dim: int, classes: Tensor) -> None:
         """Mask dimension `dim` of `source` where `node` reads it."""
-        owner = self.orbits.of_class[classes]
+        owner = self.owners[classes]
         involved = [self.orbits.orbits[i] for i in owner.unique().tolist() if i >= 0]
         index = self._index(classes, owner, involved)
         graph = self.module.graph

@@ -58,7 +58,7 @@ def test_bad_specs(spec: str, message: str) -> None:
 
 def test_objects_have_no_spelling() -> None:
     with pytest.raises(SpecError, match="has no spelling"):
-        str(ChannelSelection(criterion=lambda subject: None))
+        str(ChannelSelection(criterion=lambda _: None))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fxprune.graph.dump import diff
 from fxprune.graph.execution import undisturbed
 from fxprune.graph.facts import trace_facts
 from fxprune.graph.inputs import ExampleInputs, Inputs
-from fxprune.graph.passes import Observer, Pass, PassEvent, Pipeline, parse_spec
+from fxprune.graph.passes import Observer, Pass, Pipeline, parse_spec
 from fxprune.graph.tracing import trace
 from fxprune.importance import Criterion, Evidence
 from fxprune.plan import Plan, read_plan
@@ -35,15 +35,20 @@ class Result:
         module: the slim GraphModule; parameters have the names that they have in the model.
         plan: which channels stayed.
         report: what happened to every layer.
-        changes: unified diff of the graph's dump, before → after.
+        traced: the graph before; it shares its parameters with the model.
         inputs: the example inputs that it was traced with.
     """
 
     module: fx.GraphModule
     plan: Plan
     report: Report
-    changes: str
+    traced: fx.GraphModule
     inputs: Inputs
+
+    @property
+    def changes(self) -> str:
+        """Unified diff of the dumps of `traced` and `module`."""
+        return diff(self.traced, self.module)
 
 
 def prune(
@@ -152,16 +157,12 @@ def _cut(
         "seed": seed,
         "versions": {"fxprune": version("fxprune"), "torch": torch.__version__},
     }
-    recorded: list[tuple[Plan, Report]] = []
-
-    def record(event: PassEvent) -> None:
-        if event.name == choice.name:
-            recorded.append((read_plan(event.module, **how), make_report(event.module)))
-
-    pipeline = Pipeline((MaskInsertion(), choice, ChannelSurgery()), (record, *observers))
-    slim = pipeline(traced).graph_module
-    plan, report = recorded[0]
-    return Result(slim, plan, report, diff(traced, slim), inputs)
+    slim, recorded = traced, None
+    for step, slim, _ in Pipeline((MaskInsertion(), choice, ChannelSurgery()), observers).steps(traced):
+        if step is choice:
+            recorded = read_plan(slim, **how), make_report(slim)
+    assert recorded is not None
+    return Result(slim, *recorded, traced, inputs)
 
 
 def run_passes(

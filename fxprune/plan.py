@@ -12,7 +12,6 @@ from torch import fx
 
 from fxprune.errors import PlanError
 from fxprune.labels.orbits import Orbit, Orbits, find_orbits
-from fxprune.runtime.masks import is_mask
 
 __all__ = ["SCHEMA", "Plan", "PlannedOrbit", "read_plan", "write_masks"]
 
@@ -85,8 +84,8 @@ def _orbit(row: Mapping[str, Any]) -> PlannedOrbit:
 
 
 def places_of(orbit: Orbit) -> tuple[str, ...]:
-    """Return the dimensions that an orbit occupies, masks aside."""
-    return tuple(f"{m.parameter}[{m.dimension}]" for m in orbit.members if not is_mask(m.parameter))
+    """Return the dimensions that an orbit occupies."""
+    return tuple(f"{m.parameter}[{m.dimension}]" for m in orbit.members)
 
 
 def read_plan(module: fx.GraphModule, orbits: Orbits | None = None, **how: Any) -> Plan:

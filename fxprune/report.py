@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from tabulate import tabulate
 from torch import Tensor, fx
 
 from fxprune.cost import CostModel
 from fxprune.graph.facts import trace_facts
+from fxprune.labels.flow import TensorSlots
 from fxprune.labels.orbits import Orbits, find_orbits
 from fxprune.labels.propagation import Labelled
 from fxprune.narrowing.kept import Kept, kept_classes
@@ -153,12 +154,16 @@ class _Rows:
         self.kept = kept
         self.macs = macs
         self.tensors = {t.name: t for t in orbits.labelling.flow.slots.tensors}
+        self.parameters: dict[str, list[TensorSlots]] = defaultdict(list)
+        for tensor in self.tensors.values():
+            if tensor.is_parameter:
+                self.parameters[tensor.name.rpartition(".")[0]].append(tensor)
 
     def layers(self) -> list[LayerRow]:
         rows = []
         seen: set[str] = set()
         for node in self.module.graph.nodes:
-            weighted = node.op == "call_module" and any(True for _ in self._weights(str(node.target)))
+            weighted = node.op == "call_module" and any(len(t.shape) > 1 for t in self._of_leaf(str(node.target)))
             if weighted or self.macs[0].get(node.name):
                 rows.append(self._row(node, first=str(node.target) not in seen))
                 seen.add(str(node.target))
@@ -174,8 +179,12 @@ class _Rows:
                 counts[f"{pinned.reason.text} ({pinned.reason.operator})"] += pinned.indices.numel()
         return tuple(counts.most_common())
 
-    def _weights(self, path: str) -> list[str]:
-        return [n for n, t in self.tensors.items() if n.startswith(f"{path}.") and t.is_parameter and len(t.shape) > 1]
+    def _of_leaf(self, path: str) -> list[TensorSlots]:
+        """Return the parameters of a leaf, those of modules inside it included."""
+        own = list(self.parameters.get(path, ()))
+        if any(True for _ in self.module.get_submodule(path).children()):
+            own += [t for owner, held in self.parameters.items() if owner.startswith(f"{path}.") for t in held]
+        return own
 
     def _row(self, node: fx.Node, *, first: bool) -> LayerRow:
         is_module = node.op == "call_module"
@@ -220,14 +229,8 @@ class _Rows:
 
     def _parameters(self, path: str) -> tuple[int, int]:
         before = after = 0
-        for name, tensor in self.tensors.items():
-            if tensor.is_parameter and name.startswith(f"{path}."):
-                sizes = [
-                    s if row is None else row.numel() for s, row in zip(tensor.shape, self._rows(name), strict=True)
-                ]
-                before += int(torch.Size(tensor.shape).numel())
-                after += int(torch.Size(sizes).numel())
+        for tensor in self._of_leaf(path):
+            rows = self.kept.of_tensor(tensor)
+            before += math.prod(tensor.shape)
+            after += math.prod(s if row is None else row.numel() for s, row in zip(tensor.shape, rows, strict=True))
         return before, after
-
-    def _rows(self, name: str) -> list[Tensor | None]:
-        return self.kept.of_tensor(self.tensors[name])

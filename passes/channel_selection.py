@@ -55,6 +55,8 @@ class ChannelSelection(Pass):
         )
         if not hasattr(module, MASKS):
             raise UsageError("the graph has no masks to select in; run mask-insertion before channel-selection")
+        if self.evidence is not None:
+            module.recompile()
         orbits = find_orbits(module)
         scores = score_orbits(module, orbits, self.criterion, self.seed, self.evidence)
         keep = choose(module, orbits, scores, target, constraints, self.scope)

@@ -25,7 +25,8 @@ class MaskInsertion(Pass):
     After: `%orbit_0 = get masks.orbit_0`, `%mask = mask_channels(%relu, [%orbit_0], 1)`, `%conv2 = conv2(%mask)`
 
     Where the channels of several orbits meet (concatenation, flatten, shuffle), an index table says which mask each
-    channel has. An orbit of one class has no mask: it can lose nothing. The masks are the plan: zeros written into them are what `channel-surgery` cuts.
+    channel has. An orbit of one class has no mask: it can lose nothing. The masks are the plan: zeros written into
+    them are what `channel-surgery` cuts.
     """
 
     name: ClassVar[str] = "mask-insertion"

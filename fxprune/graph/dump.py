@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["diff", "dump"]
+__all__ = ["diff", "dump", "dump_around"]
 
 _DTYPES = {
     torch.float32: "f32",
@@ -35,6 +35,13 @@ def dump(module: fx.GraphModule) -> str:
     output %_1
     """
     return "\n".join(_line(module, node) for node in module.graph.nodes)
+
+
+def dump_around(module: fx.GraphModule, name: str, lines: int = 4) -> str:
+    """Return the lines of a dump around the node `name`, or the first ones when there is no such node."""
+    names = [node.name for node in module.graph.nodes]
+    middle = names.index(name) if name in names else 0
+    return "\n".join(dump(module).splitlines()[max(middle - lines, 0) : middle + lines + 1])
 
 
 def diff(before: fx.GraphModule, after: fx.GraphModule) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,8 +26,8 @@ class Pass:
     """Base of all passes: a frozen dataclass whose fields are its options.
 
     A subclass writes `rewrite`, which edits the module in place and says whether it changed anything, and documents
-    the rewrite, before → after. Calling a pass returns torch's own `PassResult`, so it also runs in torch's
-    `PassManager`.
+    the rewrite, before → after; one that runs the module calls `module.recompile()` first. Calling a pass returns
+    torch's own `PassResult`, so it also runs in torch's `PassManager`.
     """
 
     name: ClassVar[str]
@@ -97,25 +97,37 @@ class Pipeline:
 
         Raises whatever mistake of the caller a pass reports, and `VerifyError` when a pass breaks the graph.
         """
-        copied = _copy_structure(module)
-        modified = False
-        for step in self.passes:
-            modified |= self._run(step, copied)
-        _own_tensors(copied, module)
+        copied, modified = module, False
+        for _, step_result, changed in self.steps(module):
+            copied, modified = step_result, modified or changed
         return PassResult(copied, modified)
+
+    def steps(self, module: fx.GraphModule) -> Iterator[tuple[Pass, fx.GraphModule, bool]]:
+        """Rewrite a copy of `module`; yield (pass, copy, whether it changed anything) after every pass.
+
+        The copy shares tensors with `module` until the last pass is done, and its Python code is generated then, or
+        after every pass where there are observers, who may want to run it.
+        """
+        copied = _copy_structure(module)
+        for step in self.passes:
+            yield step, copied, self._run(step, copied)
+        copied.recompile()
+        _own_tensors(copied, module)
 
     def _run(self, step: Pass, module: fx.GraphModule) -> bool:
         before = dump(module) if self.observers else ""
         outputs = output_shapes(module)
         start = time.perf_counter()
         try:
-            modified = step(module).modified
+            modified = step.rewrite(module)
         except FxpruneError:
             raise
         except Exception as error:
-            raise VerifyError(f"pass '{step.name}' failed: {type(error).__name__}: {error}\n{dump(module)}") from error
+            raise VerifyError(f"pass '{step.name}' failed: {type(error).__name__}: {error}") from error
         if modified:
             verify(module, step.name, outputs)
+        if self.observers:
+            module.recompile()
         for observe in self.observers:
             observe(PassEvent(str(step.name), module, before, modified, time.perf_counter() - start))
         return modified

@@ -8,7 +8,6 @@ import torch
 from torch import fx
 
 from fxprune.errors import VerifyError
-from fxprune.graph.dump import dump
 from fxprune.graph.shapes import shapes_of
 
 __all__ = ["output_shapes", "verify"]
@@ -32,7 +31,7 @@ def verify(module: fx.GraphModule, culprit: str, outputs: list[torch.Size]) -> N
             warnings.simplefilter("ignore")
             module.graph.lint()
     except Exception as error:
-        raise VerifyError(f"pass '{culprit}' broke the graph: {error}\n{dump(module)}") from error
+        raise VerifyError(f"pass '{culprit}' broke the graph: {error}") from error
     targets = {str(n.target) for n in module.graph.nodes if n.op in ("call_module", "get_attr")}
     for name, _ in (*module.named_parameters(), *module.named_buffers()):
         parts = name.split(".")
@@ -40,6 +39,4 @@ def verify(module: fx.GraphModule, culprit: str, outputs: list[torch.Size]) -> N
             raise VerifyError(f"pass '{culprit}' left '{name}' behind, which no node of the graph uses")
     found = output_shapes(module)
     if found != outputs:
-        raise VerifyError(
-            f"pass '{culprit}' changed the shapes of the outputs from {outputs} to {found}\n{dump(module)}"
-        )
+        raise VerifyError(f"pass '{culprit}' changed the shapes of the outputs from {outputs} to {found}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxprune.errors import VerifyError
 from fxprune.graph.shapes import shapes_of
 from fxprune.labels.flow import Reason, TensorSlots
 from fxprune.labels.propagation import Labelled, Labelling, propagate_labels
-from fxprune.runtime.masks import is_mask
+from fxprune.runtime.masks import MASKS, is_mask, mask_channels
 
 if TYPE_CHECKING:
     import networkx
@@ -59,6 +60,7 @@ class Orbit:
         producers: nodes that make these channels.
         absorbers: nodes that sum over them; a mask stands before each.
         statistical: why removal is only approximate, None where it is exact.
+        mask: name of the buffer that masks this orbit, None where the graph has no mask for it.
     """
 
     name: str
@@ -67,16 +69,12 @@ class Orbit:
     producers: tuple[str, ...]
     absorbers: tuple[str, ...]
     statistical: Reason | None
+    mask: str | None = None
 
     @property
     def width(self) -> int:
         """Number of classes."""
         return self.classes.numel()
-
-    @property
-    def mask(self) -> str | None:
-        """Name of the buffer that masks this orbit, None where the graph has no mask for it."""
-        return next((m.parameter for m in self.members if is_mask(m.parameter)), None)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -109,7 +107,7 @@ class Orbits:
     def __init__(self, labelling: Labelling, orbits: tuple[Orbit, ...], places: _Places) -> None:
         self.labelling = labelling
         self.orbits = orbits
-        self._places = places
+        self.places = places
 
     def __iter__(self) -> Iterator[Orbit]:
         return iter(self.orbits)
@@ -136,7 +134,7 @@ class Orbits:
         """What may not be removed, by parameter and dimension; kernel taps are not channels and not listed."""
         part = self.labelling.partition
         rows = []
-        for tensor, dim, classes in self._places.dimensions():
+        for tensor, dim, classes in self.places.dimensions():
             events = part.pinned[classes]
             for event in events.unique().tolist():
                 if event >= 0 and "kernel taps" not in part.pins[event].text:
@@ -208,7 +206,8 @@ def find_orbits(module: fx.GraphModule) -> Orbits:
     Args:
         module: a GraphModule whose placeholders carry shapes (`fxprune.trace` writes them).
 
-    The result is kept until the graph, its modules' modes or its tensors' shapes change.
+    Masks are transparent: a masked graph has the orbits of the graph without masks, with `Orbit.mask` set. The result
+    is kept until the graph, its modules' modes or its tensors' shapes change.
 
     Raises `InputError` when the graph does not run on those shapes.
     """
@@ -216,18 +215,64 @@ def find_orbits(module: fx.GraphModule) -> Orbits:
     known = _known.get(module)
     if known is None or known[0] != state:
         known = _known[module] = (state, _find(module))
-    return known[1]
+    return _with_masks(module, known[1])
 
 
 _known: WeakKeyDictionary[fx.GraphModule, tuple[list[Any], Orbits]] = WeakKeyDictionary()
 
 
 def _state(module: fx.GraphModule) -> list[Any]:
-    """Return everything about a module that its orbits depend on."""
-    nodes = [(n.name, n.op, n.target, n.args, n.kwargs) for n in module.graph.nodes]
+    """Return everything about a module that its orbits depend on, as if it had no masks."""
+
+    def source(node: fx.Node) -> fx.Node:
+        return node.args[0] if node.target is mask_channels else node  # type: ignore[return-value]
+
+    nodes = []
+    for n in module.graph.nodes:
+        if n.target is mask_channels or (n.op == "get_attr" and is_mask(str(n.target))):
+            continue
+        args, kwargs = n.args, n.kwargs
+        if any(i.target is mask_channels for i in n.all_input_nodes):
+            args, kwargs = fx.node.map_arg(args, source), fx.node.map_arg(kwargs, source)
+        nodes.append((n, n.op, n.target, args, kwargs))
     inputs = [shapes_of(n.meta.get("val")) for n in module.graph.nodes if n.op == "placeholder"]
-    tensors = [(id(t), t.shape) for t in (*module.parameters(), *module.buffers())]
-    return [nodes, inputs, tensors, [part.training for part in module.modules()]]
+    named = (*module.named_parameters(), *module.named_buffers())
+    tensors = [(name, id(t), t.shape) for name, t in named if not is_mask(name)]
+    return [nodes, inputs, tensors, [part.training for name, part in module.named_modules() if name != MASKS]]
+
+
+def _with_masks(module: fx.GraphModule, orbits: Orbits) -> Orbits:
+    """Find the mask of every orbit by the channels that it is applied to.
+
+    Raises `VerifyError` when a mask is no longer that of one orbit, since a pass changed what is coupled.
+    """
+    if not hasattr(module, MASKS):
+        return orbits
+    masks: dict[int, str] = {}
+    for node in module.graph.nodes:
+        if node.target is mask_channels:
+            masks.update(_masks_at(module, node, orbits))
+    found = (replace(orbit, mask=masks.get(i)) for i, orbit in enumerate(orbits))
+    return Orbits(orbits.labelling, tuple(found), orbits.places)
+
+
+def _masks_at(module: fx.GraphModule, node: fx.Node, orbits: Orbits) -> Iterator[tuple[int, str]]:
+    """Yield (position of the orbit, mask) for every mask of one mask node."""
+    arguments: tuple[Any, ...] = node.args
+    source, masks, dim, *table = arguments
+    value = orbits.labelling.values[source.name]
+    classes = orbits.labelling.partition.of_slot[value.labels[dim]]
+    names = [str(mask.target) for mask in masks]
+    widths = [module.get_buffer(name).numel() for name in names]
+    if table:
+        joined = torch.full((sum(widths) + 1,), -1)
+        joined[module.get_buffer(str(table[0].target)).cpu()] = classes
+        classes = joined[:-1]
+    for name, held in zip(names, classes.split(widths), strict=True):
+        orbit = int(orbits.of_class[held[0]])
+        if orbit < 0 or not torch.equal(orbits.orbits[orbit].classes, held):
+            raise VerifyError(f"'{name}' is no longer the mask of one orbit; insert masks after other passes")
+        yield orbit, name
 
 
 def _find(module: fx.GraphModule) -> Orbits:
@@ -322,9 +367,7 @@ def _producers(module: fx.GraphModule, labelling: Labelling, orbit_of: Tensor) -
 
     inside = {name: orbits_in(value) for name, value in labelling.values.items()}
     for node in module.graph.nodes:
-        if node.op == "get_attr" and is_mask(str(node.target)):
-            continue
-        inherited = set().union(*(inside[i.name] for i in node.all_input_nodes))
-        for orbit in inside[node.name] - inherited:
+        inherited = set().union(*(inside.get(i.name, set()) for i in node.all_input_nodes))
+        for orbit in inside.get(node.name, set()) - inherited:
             found[orbit][node.name] = None
     return defaultdict(list, {orbit: list(nodes) for orbit, nodes in found.items()})

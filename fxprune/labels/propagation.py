@@ -21,6 +21,7 @@ from fxprune.labels.call import Call, is_labelled, nothing
 from fxprune.labels.flow import Flow, Labels, TensorSlots
 from fxprune.labels.partition import Partition, partition
 from fxprune.labels.rules import FAMILIES, find_rule, operator_name
+from fxprune.runtime.masks import is_mask, mask_channels
 from fxprune.runtime.modes import by_mode
 
 __all__ = ["Labelled", "Labelling", "propagate_labels"]
@@ -188,17 +189,23 @@ class _LabelInterpreter(MetaInterpreter):
         self.traced = module
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.op == "get_attr" and is_mask(str(n.target)):
+            return super(MetaInterpreter, self).run_node(n)
+        if n.target is mask_channels:
+            value = self.env[n.args[0]]  # type: ignore[index]
+            self.visit(n, value)
+            return value
         inputs = {i.name: self.env[i] for i in n.all_input_nodes}
         self.labels.enter(self.traced, n, inputs)
         return super().run_node(n)
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yield every floating parameter and buffer once, under its first name."""
+    """Yield every floating parameter and buffer once, under its first name; masks are none of the model's."""
     for name, parameter in module.named_parameters():
         yield name, parameter, True
     for name, buffer in module.named_buffers():
-        if buffer.is_floating_point():
+        if buffer.is_floating_point() and not is_mask(name):
             yield name, buffer, False
 
 

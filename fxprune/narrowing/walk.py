@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.errors import VerifyError
-from fxprune.graph.dump import dump
+from fxprune.errors import FxpruneError, VerifyError
+from fxprune.graph.dump import dump_around
 from fxprune.graph.execution import MetaInterpreter, MetaMode, undisturbed
 from fxprune.graph.leaves import narrowed_attributes
 from fxprune.graph.shapes import record_shape, shapes_of
@@ -22,7 +22,16 @@ def narrow_nodes(module: fx.GraphModule, kept: Kept) -> None:
 
     Raises `VerifyError` when a value's shape differs from what the labels predict.
     """
-    _Walk(module, kept).run_from_meta()
+    walk = _Walk(module, kept)
+    try:
+        walk.run_from_meta()
+    except FxpruneError:
+        raise
+    except Exception as error:
+        raise VerifyError(
+            f"surgery made a graph that does not run at '{walk.current}': {error}; please report this with the graph "
+            f"around it:\n{dump_around(module, walk.current)}"
+        ) from error
 
 
 class _Walk(MetaInterpreter):
@@ -31,8 +40,11 @@ class _Walk(MetaInterpreter):
         self.garbage_collect_values = False
         self.kept = kept
         self.narrow = module
+        self.current = ""
 
     def run_node(self, n: fx.Node) -> Any:
+        """Re-derive the arguments or attributes of one node, then run it."""
+        self.current = n.name
         if n.op == "call_module":
             leaf = self.narrow.get_submodule(str(n.target))
             self._assign_attributes(n, leaf)
@@ -58,5 +70,5 @@ class _Walk(MetaInterpreter):
         if found != predicted:
             raise VerifyError(
                 f"surgery made '{node.name}' {found} where {predicted} was predicted; please report this with the "
-                f"graph:\n{dump(self.narrow)}"
+                f"graph around it:\n{dump_around(self.narrow, node.name)}"
             )

@@ -84,10 +84,15 @@ class Progress:
         self.bar.close()
 
     def _tick(self) -> None:
-        wait = 2.0
+        wait = self.bar.delay
         while not self.finished.wait(wait):
-            self.bar.refresh()
+            self.show()
             wait = 0.5
+
+    def show(self) -> None:
+        """Draw the bar now."""
+        self.bar.delay = 0  # tqdm takes a bar away only if its delay is over
+        self.bar.refresh()
 
     def advance(self, *_: object) -> None:
         """Finish a stage; also an observer of passes."""

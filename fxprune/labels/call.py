@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,12 @@ from torch._ops import OpOverload
 from fxprune.labels.flow import Flow, Label, Labels
 
 __all__ = ["Call", "Rule"]
+
+
+@functools.cache
+def _signature(operator: OpOverload) -> dict[str, tuple[int, Any]]:
+    """Return the position and default of every argument of an operator."""
+    return {a.name: (i, a.default_value) for i, a in enumerate(operator._schema.arguments)}
 
 
 class Call:
@@ -42,10 +49,12 @@ class Call:
         """The argument `name` of the operator's schema, its default where it was not given."""
         if name in self.kwargs:
             return self.kwargs[name]
-        for position, argument in enumerate(self.operator._schema.arguments):
-            if argument.name == name:
-                return self.args[position] if position < len(self.args) else argument.default_value
-        raise KeyError(f"{self.operator} has no argument '{name}'")
+        position, default = _signature(self.operator)[name]
+        return self.args[position] if position < len(self.args) else default
+
+    def accepts(self, name: str) -> bool:
+        """Whether the operator has an argument `name`."""
+        return name in _signature(self.operator)
 
     @property
     def tensors(self) -> list[Tensor]:

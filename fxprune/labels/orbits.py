@@ -320,28 +320,43 @@ def _group(values: Tensor, rank: Tensor) -> list[Tensor]:
 
 def _members(places: _Places, orbit_of: Tensor, classes: list[Tensor]) -> list[list[Member]]:
     """Return the members of every orbit: the positions of its classes in every dimension of every tensor."""
+    roles = places.labelling.flow.roles
+    members: list[list[Member]] = [[] for _ in classes]
+    dimensions = list(places.dimensions())
+    if not dimensions:
+        return members
     position = torch.zeros(orbit_of.numel(), dtype=torch.int64)
     for ids in classes:
         position[ids] = torch.arange(ids.numel())
-    roles = places.labelling.flow.roles
-    members: list[list[Member]] = [[] for _ in classes]
-    for tensor, dim, held in places.dimensions():
-        orbits = orbit_of[held]
-        for orbit in orbits.unique().tolist():
-            if orbit < 0:
-                continue
-            here = (orbits == orbit).nonzero().squeeze(1)
-            order = position[held[here]].argsort(stable=True)
-            indices = here[order].view(classes[orbit].numel(), -1)
-            members[orbit].append(Member(tensor.name, dim, indices, roles.get(tensor.starts[dim], "")))
+    sizes = torch.tensor([held.numel() for *_, held in dimensions])
+    held = torch.cat([held for *_, held in dimensions])
+    index = torch.cat([torch.arange(int(size)) for size in sizes])
+    orbit = orbit_of[held]
+    place = torch.arange(len(dimensions)).repeat_interleave(sizes) * len(classes) + orbit
+    # Sorted by dimension, orbit, class and index, each run of one dimension and orbit is a member.
+    inside = (orbit >= 0).nonzero().squeeze(1)
+    inside = inside[position[held[inside]].argsort(stable=True)]
+    inside = inside[place[inside].argsort(stable=True)]
+    keys, counts = place[inside].unique_consecutive(return_counts=True)
+    for key, indices in zip(keys.tolist(), index[inside].split(counts.tolist()), strict=True):
+        tensor, dim, _ = dimensions[key // len(classes)]
+        owner = key % len(classes)
+        role = roles.get(tensor.starts[dim], "")
+        members[owner].append(Member(tensor.name, dim, indices.view(classes[owner].numel(), -1), role))
     return members
+
+
+def _distinct(values: Tensor) -> set[int]:
+    """Return the distinct values of a vector that mostly has one."""
+    first = values[:1]
+    return set(first.tolist()) if bool((values == first).all()) else set(values.unique().tolist())
 
 
 def _absorbers(labelling: Labelling, orbit_of: Tensor) -> dict[int, list[str]]:
     """Return the nodes that sum over each orbit, in graph order."""
     found: dict[int, dict[str, None]] = defaultdict(dict)
     for event in labelling.flow.absorbed:
-        for orbit in orbit_of[labelling.partition.of_slot[event.label]].unique().tolist():
+        for orbit in sorted(_distinct(orbit_of[labelling.partition.of_slot[event.label]])):
             found[orbit][event.node] = None
     return defaultdict(list, {orbit: list(nodes) for orbit, nodes in found.items()})
 
@@ -361,7 +376,7 @@ def _producers(module: fx.GraphModule, labelling: Labelling, orbit_of: Tensor) -
                 if label is None:
                     continue
                 if id(label) not in seen:
-                    seen[id(label)] = set(orbit_of[labelling.partition.of_slot[label]].unique().tolist()) - {-1}
+                    seen[id(label)] = _distinct(orbit_of[labelling.partition.of_slot[label]]) - {-1}
                 inside |= seen[id(label)]
         return inside
 

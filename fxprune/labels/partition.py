@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,24 +17,25 @@ __all__ = ["Partition", "components", "partition"]
 def components(count: int, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Return for each of `count` slots the smallest slot of its connected component.
 
-    A vectorised union-find: hook larger roots onto smaller ones, halve all paths, repeat while an edge joins two roots.
+    A vectorised union-find: hook larger roots onto smaller ones, flatten all paths, repeat while an edge joins two roots.
 
     >>> components(5, [(torch.tensor([0, 3]), torch.tensor([2, 4]))]).tolist()
     [0, 1, 0, 3, 3]
     """
-    root = torch.arange(count)
+    root = np.arange(count)
     edges = list(pairs)
     if not edges:
-        return root
-    left, right = torch.cat([a for a, _ in edges]), torch.cat([b for _, b in edges])
-    while left.numel():
+        return torch.from_numpy(root)
+    left = torch.cat([a for a, _ in edges]).numpy()
+    right = torch.cat([b for _, b in edges]).numpy()
+    while left.size:
         a, b = root[left], root[right]
         apart = a != b
         left, right, a, b = left[apart], right[apart], a[apart], b[apart]
-        root.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
-        while not torch.equal(jumped := root[root], root):
+        np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
+        while not np.array_equal(jumped := root[root], root):
             root = jumped
-    return root
+    return torch.from_numpy(root)
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class Partition:
 def partition(flow: Flow) -> Partition:
     """Turn the facts of a propagation into classes."""
     roots = components(flow.slots.count, flow.unions)
-    _, of_slot = roots.unique(return_inverse=True)
-    count = int(of_slot.max()) + 1 if of_slot.numel() else 0
+    is_root = roots == torch.arange(flow.slots.count)
+    of_slot = (is_root.cumsum(0) - 1)[roots]
+    count = int(is_root.sum())
     return Partition(
         of_slot,
         count,

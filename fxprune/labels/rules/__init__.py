@@ -7,6 +7,8 @@ follows `pointwise`; anything else pins every channel that meets it.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch._ops import OpOverload
 
@@ -27,6 +29,7 @@ FAMILIES: dict[str, dict[str, Rule]] = {
 RULES: dict[str, Rule] = {name: rule for table in FAMILIES.values() for name, rule in table.items()}
 
 
+@functools.cache
 def operator_name(operator: OpOverload) -> str:
     """Return the name without overload: `aten.add` for `aten.add.Tensor`.
 
@@ -36,6 +39,7 @@ def operator_name(operator: OpOverload) -> str:
     return f"{operator.namespace}.{operator._schema.name.split('::')[1]}"
 
 
+@functools.cache
 def find_rule(operator: OpOverload) -> Rule | None:
     """Return the rule of an operator, None where there is none and its channels must be pinned."""
     if torch.Tag.pointwise in operator.tags:

@@ -28,8 +28,7 @@ def batch_norm(call: Call) -> list[Labels]:
 
 
 def _uses_batch_statistics(call: Call) -> bool:
-    names = {argument.name for argument in call.operator._schema.arguments}
-    return bool(call["training"]) if "training" in names else "no_training" not in str(call.operator)
+    return bool(call["training"]) if call.accepts("training") else "no_training" not in str(call.operator)
 
 
 def layer_norm(call: Call) -> list[Labels]:
@@ -39,7 +38,7 @@ def layer_norm(call: Call) -> list[Labels]:
     for d in range(x.dim() - count, x.dim()):
         call.flow.mark_statistical(labels[d], "layer normalisation takes statistics over this dimension")
         for name in ("weight", "bias"):
-            affine = call[name] if _accepts(call, name) else None
+            affine = call[name] if call.accepts(name) else None
             if isinstance(affine, Tensor) and affine.shape[d - x.dim()] > 1:
                 labels[d] = call.flow.unite(labels[d], call.labels(affine)[d - x.dim()])
     out = tuple(labels)
@@ -49,10 +48,6 @@ def layer_norm(call: Call) -> list[Labels]:
 def labels_of_statistics(labels: Labels, count: int, result: Tensor) -> Labels:
     """Labels of a mean or deviation: as the input before the normalised dimensions, which have size 1."""
     return (*labels[: len(labels) - count], *((None,) * (result.dim() - len(labels) + count)))
-
-
-def _accepts(call: Call, name: str) -> bool:
-    return any(argument.name == name for argument in call.operator._schema.arguments)
 
 
 def group_norm(call: Call) -> list[Labels]:

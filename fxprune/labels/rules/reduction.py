@@ -15,8 +15,7 @@ __all__ = ["RULES"]
 
 def _reduced_dims(call: Call) -> set[int]:
     """Return the dimensions that the call reduces, all of them where none is given."""
-    names = {argument.name for argument in call.operator._schema.arguments}
-    given: Any = call["dim"] if "dim" in names else None
+    given: Any = call["dim"] if call.accepts("dim") else None
     x = call["self"]
     if given is None or given == []:
         return set(range(x.dim()))

@@ -7,7 +7,7 @@ important, or None where it has nothing to go by in this orbit. To add one, writ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,25 +16,24 @@ from torch import Tensor, nn
 from fxprune.errors import InputError, SpecError, nearest
 from fxprune.labels.orbits import Orbit, Orbits
 
-__all__ = ["CRITERIA", "Criterion", "Evidence", "Subject", "find_criterion", "gather_evidence", "score_orbits"]
+__all__ = ["CRITERIA", "Criterion", "Evidence", "Subject", "find_criterion", "mask_saliency", "score_orbits"]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One orbit as a criterion sees it."""
+    """One orbit as a criterion sees it: the parameters by name, and |∂L/∂mask| [width] where data was given."""
 
     orbit: Orbit
     tensors: Mapping[str, Tensor]
     generator: torch.Generator
-    saliency: Mapping[str, Tensor] = field(default_factory=dict)
+    saliency: Tensor | None = None
 
-    def slices(self, role: str, tensors: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+    def slices(self, role: str) -> list[Tensor]:
         """Return for every member that plays `role` its values by class: float [width, values]."""
-        source = self.tensors if tensors is None else tensors
         found = []
         for member in self.orbit.members:
-            if member.role == role and member.parameter in source:
-                tensor = source[member.parameter].detach().float().movedim(member.dimension, 0)
+            if member.role == role and member.parameter in self.tensors:
+                tensor = self.tensors[member.parameter].detach().float().movedim(member.dimension, 0)
                 values = tensor.reshape(len(tensor), -1)
                 found.append(values if member.is_whole(len(values)) else _rows(values, member.indices))
         return found
@@ -60,10 +59,10 @@ def criterion(name: str) -> Callable[[Criterion], Criterion]:
 
 
 def _mean_over_members(scores: list[Tensor]) -> Tensor | None:
-    """Average the scores of several members, each scaled to mean 1 so that no layer outweighs the others."""
+    """Average the scores of several members, each scaled to a maximum of 1 so that no layer outweighs the others."""
     if not scores:
         return None
-    return torch.stack([s.cpu() / s.mean().clamp_min(1e-30).cpu() for s in scores]).mean(0)
+    return torch.stack([s.cpu() / s.max().clamp_min(1e-30).cpu() for s in scores]).mean(0)
 
 
 @criterion("l1")
@@ -86,14 +85,18 @@ def fpgm(subject: Subject) -> Tensor | None:
 
 @criterion("bn-scale")
 def bn_scale(subject: Subject) -> Tensor | None:
-    """Absolute scale of the batch norms on a channel (network slimming, Liu et al. 2017)."""
-    return _mean_over_members([v.abs().mean(1) for v in subject.slices("scale")])
+    """Absolute scales of the batch norms on a channel (network slimming, Liu et al. 2017), summed as they are."""
+    scales = [v.abs().sum(1).cpu() for v in subject.slices("scale")]
+    return torch.stack(scales).sum(0) if scales else None
 
 
 @criterion("taylor")
 def taylor(subject: Subject) -> Tensor | None:
-    """Absolute first-order change of the loss when a channel's filters go to zero (Molchanov et al. 2019)."""
-    return _mean_over_members([v.sum(1).abs() for v in subject.slices("output", subject.saliency)])
+    """Absolute first-order change of the loss when the channel's mask goes from one to zero.
+
+    The gate form of Molchanov et al. 2019, |∂L/∂mask|, summed over the batches; comparable across orbits as it is.
+    """
+    return subject.saliency
 
 
 @criterion("random")
@@ -119,35 +122,37 @@ class Evidence:
     loss: Callable[[nn.Module, Any], Tensor]
 
 
-def gather_evidence(module: nn.Module, evidence: Evidence | None) -> dict[str, Tensor]:
-    """Return weight × gradient of every parameter, summed over the batches, as `taylor` needs it.
+def mask_saliency(module: nn.Module, masks: list[str], evidence: Evidence) -> dict[str, Tensor]:
+    """Return |∂L/∂mask| of every mask of a masked graph, float64 [width], summed over the batches.
 
-    The module's mode and gradients are left as they were. Raises `InputError` without data.
+    The module runs in evaluation mode; its mode, parameters and gradients are left as they were. Raises `InputError`
+    when there is no batch or the loss is not finite.
     """
-    if evidence is None:
-        raise InputError(
-            "criterion 'taylor' needs data: give batches=… and loss=…, a function (module, batch) → scalar"
-        )
-    parameters = dict(module.named_parameters())
-    before = {name: p.grad for name, p in parameters.items()}
-    wanted = {name: p.requires_grad for name, p in parameters.items()}
-    saliency = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    buffers = [module.get_buffer(name) for name in masks]
+    saliency = [torch.zeros(b.shape, dtype=torch.float64) for b in buffers]
     training = [(m, m.training) for m in module.modules()]
     module.eval()
+    count = 0
     try:
+        for buffer in buffers:
+            buffer.requires_grad_(True)
         for batch in evidence.batches:
-            for p in parameters.values():
-                p.requires_grad_(True).grad = None
-            evidence.loss(module, batch).backward()
-            for name, p in parameters.items():
-                if p.grad is not None:
-                    saliency[name] += p.detach() * p.grad
+            loss = evidence.loss(module, batch)
+            if not bool(torch.isfinite(loss)):
+                raise InputError(f"the loss of batch {count} is {loss.item()}; no criterion can rank by it")
+            gradients = torch.autograd.grad(loss, buffers, allow_unused=True)
+            for total, gradient in zip(saliency, gradients, strict=True):
+                if gradient is not None:
+                    total += gradient.detach().double().abs().cpu()
+            count += 1
     finally:
-        for name, p in parameters.items():
-            p.requires_grad_(wanted[name]).grad = before[name]
+        for buffer in buffers:
+            buffer.requires_grad_(False)
         for part, mode in training:
             part.training = mode
-    return saliency
+    if count == 0:
+        raise InputError("no batch was given; criterion 'taylor' needs at least one")
+    return dict(zip(masks, saliency, strict=True))
 
 
 def score_orbits(
@@ -161,24 +166,42 @@ def score_orbits(
     judge = find_criterion(criterion)
     tensors = dict(module.named_parameters())
     _refuse_nan(tensors)
-    saliency = gather_evidence(module, evidence) if judge is taylor else {}
+    if judge is taylor and evidence is None:
+        raise InputError(
+            "criterion 'taylor' needs data: give batches=… and loss=…, a function (module, batch) → scalar"
+        )
+    masks = [orbit.mask for orbit in orbits if orbit.mask is not None]
+    saliency = mask_saliency(module, masks, evidence) if evidence is not None else {}
     generator = torch.Generator().manual_seed(seed)
     scores = {}
     for orbit in orbits:
-        found = judge(Subject(orbit, tensors, generator, saliency))
-        if found is None:
-            continue
-        if tuple(found.shape) != (orbit.width,):
-            raise SpecError(
-                f"the criterion returned shape {tuple(found.shape)} for {orbit.name}; return one score for each of "
-                f"its {orbit.width} classes"
-            )
-        if not torch.isfinite(found).all():
-            raise InputError(
-                f"the criterion gave a score that is not finite for {orbit.name} ({', '.join(orbit.layers)})"
-            )
-        scores[orbit.name] = found.detach().double().cpu()
+        if orbit.mask is not None:
+            found = _judge(judge, Subject(orbit, tensors, generator, saliency.get(orbit.mask)))
+            if found is not None:
+                scores[orbit.name] = found
     return scores
+
+
+def _judge(judge: Criterion, subject: Subject) -> Tensor | None:
+    """Return checked scores of one orbit, float64 [width]."""
+    orbit = subject.orbit
+    try:
+        found = judge(subject)
+    except Exception as error:
+        if judge in CRITERIA.values():
+            raise
+        raise SpecError(f"the criterion failed on {orbit.name}: {type(error).__name__}: {error}") from error
+    if found is None:
+        return None
+    if not isinstance(found, Tensor) or tuple(found.shape) != (orbit.width,):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise SpecError(
+            f"the criterion returned {shape} for {orbit.name}; return a tensor with one score for each of its "
+            f"{orbit.width} classes"
+        )
+    if not torch.isfinite(found).all():
+        raise InputError(f"the criterion gave a score that is not finite for {orbit.name} ({', '.join(orbit.layers)})")
+    return found.detach().double().cpu()
 
 
 def _refuse_nan(tensors: Mapping[str, Tensor]) -> None:

@@ -134,7 +134,7 @@ class Orbits:
         """What may not be removed, by parameter and dimension; kernel taps are not channels and not listed."""
         part = self.labelling.partition
         rows = []
-        for tensor, dim, classes in self.places.dimensions():
+        for tensor, dim, classes in self.places.dimensions:
             events = part.pinned[classes]
             for event in events.unique().tolist():
                 if event >= 0 and "kernel taps" not in part.pins[event].text:
@@ -166,12 +166,15 @@ class _Places:
         self.labelling = labelling
         self.of_slot = labelling.partition.of_slot
 
-    def dimensions(self) -> Iterator[tuple[TensorSlots, int, Tensor]]:
-        """Yield (tensor, dimension, class of each position)."""
-        for tensor in self.labelling.flow.slots.tensors:
-            for dim, (start, size) in enumerate(zip(tensor.starts, tensor.shape, strict=True)):
-                if size:
-                    yield tensor, dim, self.of_slot[start : start + size]
+    @cached_property
+    def dimensions(self) -> list[tuple[TensorSlots, int, Tensor]]:
+        """All (tensor, dimension, class of each position), empty dimensions aside."""
+        return [
+            (tensor, dim, self.of_slot[start : start + size])
+            for tensor in self.labelling.flow.slots.tensors
+            for dim, (start, size) in enumerate(zip(tensor.starts, tensor.shape, strict=True))
+            if size
+        ]
 
     def signatures(self) -> Tensor:
         """Return for each class a hash of the multiset of dimensions and vectors it occurs in.
@@ -181,7 +184,7 @@ class _Places:
         """
         count = self.labelling.partition.count
         # Sums of random 62-bit weights: two different multisets collide with probability 2^-62.
-        vectors = [classes for *_, classes in self.dimensions()]
+        vectors = [classes for *_, classes in self.dimensions]
         vectors += [self.of_slot[v] for v in self.labelling.vectors]
         generator = torch.Generator().manual_seed(0x0B17)
         weights = torch.randint(-(2**61), 2**61, (len(vectors),), generator=generator)
@@ -194,10 +197,11 @@ class _Places:
     def owned(self) -> Tensor:
         """Return a mask of the classes that have a position in a parameter."""
         owned = torch.zeros(self.labelling.partition.count, dtype=torch.bool)
-        for tensor, _, classes in self.dimensions():
-            if tensor.is_parameter:
-                owned[classes] = True
+        owned[torch.cat([_NONE, *(classes for tensor, _, classes in self.dimensions if tensor.is_parameter)])] = True
         return owned
+
+
+_NONE = torch.zeros(0, dtype=torch.int64)
 
 
 def find_orbits(module: fx.GraphModule) -> Orbits:
@@ -322,7 +326,7 @@ def _members(places: _Places, orbit_of: Tensor, classes: list[Tensor]) -> list[l
     """Return the members of every orbit: the positions of its classes in every dimension of every tensor."""
     roles = places.labelling.flow.roles
     members: list[list[Member]] = [[] for _ in classes]
-    dimensions = list(places.dimensions())
+    dimensions = places.dimensions
     if not dimensions:
         return members
     position = torch.zeros(orbit_of.numel(), dtype=torch.int64)

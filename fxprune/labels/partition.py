@@ -17,7 +17,7 @@ __all__ = ["Partition", "components", "partition"]
 def components(count: int, pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Return for each of `count` slots the smallest slot of its connected component.
 
-    A vectorised union-find: hook larger roots onto smaller ones, flatten all paths, repeat while an edge joins two roots.
+    A vectorised union-find: hook larger roots onto smaller ones, flatten all paths, repeat while an edge joins two.
 
     >>> components(5, [(torch.tensor([0, 3]), torch.tensor([2, 4]))]).tolist()
     [0, 1, 0, 3, 3]

@@ -14,9 +14,8 @@ from torch import Tensor, fx
 
 from fxprune.cost import CostModel
 from fxprune.graph.facts import trace_facts
-from fxprune.labels.flow import TensorSlots
+from fxprune.labels.flow import Labelled, TensorSlots
 from fxprune.labels.orbits import Orbits, find_orbits
-from fxprune.labels.propagation import Labelled
 from fxprune.narrowing.kept import Kept, kept_classes
 
 __all__ = ["LayerRow", "Report", "make_report"]
@@ -123,7 +122,7 @@ def make_report(module: fx.GraphModule, orbits: Orbits | None = None) -> Report:
     rows = _Rows(module, orbits, Kept(orbits, classes), macs)
     facts = trace_facts(module)
     notes = [f"'{path}' was not traced into: {reason}" for path, reason in facts.opaque.items()]
-    notes += [f"traced by the {facts.frontend} front end, since {reason}" for reason in facts.notes]
+    notes += facts.notes
     notes += _approximations(orbits, classes)
     return Report(
         tuple(rows.layers()),

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.graph.passes import Pass
+from fxprune.labels.flow import Labelled
 from fxprune.labels.orbits import Orbit, Orbits, find_orbits
-from fxprune.labels.propagation import Labelled
 from fxprune.runtime.masks import MASKS, ChannelMasks, mask_channels
 
 __all__ = ["MaskInsertion"]
@@ -81,6 +81,7 @@ class _Writer:
         self.orbits = orbits
         self.masks = ChannelMasks()
         self.read: dict[str, fx.Node] = {}
+        self.masked: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
         module.add_module(MASKS, self.masks)
         self.position = torch.zeros(orbits.labelling.partition.count, dtype=torch.int64)
         for orbit in orbits:
@@ -89,7 +90,8 @@ class _Writer:
         self.device, self.dtype = reference.device, reference.dtype
 
     def insert(self, node: fx.Node, source: fx.Node, dim: int, classes: Tensor) -> None:
-        """Mask dimension `dim` of `source` where `node` reads it."""
+        """Mask dimension `dim` of `source` where `node` reads it, behind the mask of another dimension."""
+        original, source = source, self.masked.get((node, source), source)
         owner = self.owners[classes]
         involved = [self.orbits.orbits[i] for i in owner.unique().tolist() if i >= 0]
         index = self._index(classes, owner, involved)
@@ -103,6 +105,7 @@ class _Writer:
             if key in source.meta:
                 masked.meta[key] = source.meta[key]
         node.replace_input_with(source, masked)
+        self.masked[node, original] = masked
 
     def _index(self, classes: Tensor, owner: Tensor, involved: list[Orbit]) -> Tensor | None:
         """Return where each channel's mask is in the joined masks; None when they are one mask in order."""

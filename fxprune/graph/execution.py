@@ -8,6 +8,7 @@ rather than fake tensors: the same shape functions at a third of their cost, and
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,9 +18,9 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.errors import InputError
-from fxprune.graph.facts import trace_facts
 from fxprune.graph.inputs import on_meta
 
 __all__ = ["MetaInterpreter", "MetaMode", "is_mutating", "undisturbed"]
@@ -29,13 +30,30 @@ _shapes: dict[Any, Any] = {}
 _mutating: dict[OpOverload, bool] = {}
 
 
-def is_mutating(operator: OpOverload) -> bool:
+def is_mutating(func: OpOverload) -> bool:
     """Whether the operator writes into its first argument and returns it (`add_`, `relu_`, `copy_`)."""
-    known = _mutating.get(operator)
+    known = _mutating.get(func)
     if known is None:
-        name = operator._schema.name.split("::")[1]
-        known = _mutating[operator] = name.endswith("_") and not name.startswith("__")
+        name = func._schema.name.split("::")[1]
+        known = _mutating[func] = name.endswith("_") and not name.startswith("__")
     return known
+
+
+def _positions(index: Tensor | None) -> Tensor | None:
+    """Return a constant 1-D mask of booleans as positions, whose number a meta tensor would not tell."""
+    if index is None or index.device.type == "meta" or index.dtype != torch.bool or index.dim() != 1:
+        return index
+    return index.nonzero().squeeze(1)
+
+
+def _run_on_zeros(leaf: nn.Module, args: Any, kwargs: Any, error: Exception) -> tuple[Any, int]:
+    """Run a copy of a leaf on zeros outside of all modes; return its meta value and its MACs, or raise `error`."""
+    with _disable_current_modes(), FlopCounterMode(display=False) as counter:
+        try:
+            value = copy.deepcopy(leaf)(*_zeros(args), **_zeros(kwargs))
+        except Exception:
+            raise error from None
+    return on_meta(value), counter.get_total_flops() // 2
 
 
 def _zeros(value: Any) -> Any:
@@ -50,8 +68,16 @@ class MetaMode(TorchDispatchMode):
         super().__init__()
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Spare every operator the wrapper that keeps torch.compile out: nothing compiles this mode."""
+        return False
+
     def observe(self, operator: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Hook: called after every operator with its meta arguments and result."""
+
+    def unseen(self, leaf: nn.Module, macs: int) -> None:
+        """Hook: a leaf ran outside of the mode and was measured to cost `macs` multiply-accumulates."""
 
     def twin(self, tensor: Tensor) -> Tensor:
         """Return the meta tensor that stands for a real one; always the same for the same tensor."""
@@ -76,6 +102,8 @@ class MetaMode(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim" or _is_integer_constant(func, args):
             return func(*args, **kwargs)
+        if func is torch.ops.aten.index.Tensor:
+            args = (args[0], [_positions(i) for i in args[1]])
         args = tuple(self._replace(a) for a in args)
         if kwargs:
             kwargs = {k: self._replace(v) for k, v in kwargs.items()}
@@ -175,7 +203,6 @@ class MetaInterpreter(fx.Interpreter):
         super().__init__(module)
         self.mode = mode
         self.visit = visit
-        self.opaque = trace_facts(module).opaque
 
     def run_from_meta(self) -> Any:
         """Run the whole graph and return its meta output."""
@@ -202,18 +229,21 @@ class MetaInterpreter(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a function with ordinary lists, as generated code does; torch.fx keeps immutable ones."""
-        return super().call_function(target, _ordinary(args), _ordinary(kwargs))
+        args, kwargs = _ordinary(args), _ordinary(kwargs)
+        if target is operator.getitem and isinstance(args[1], tuple):
+            # On a meta tensor a list would become a meta index, whose positions are not known.
+            args = (args[0], tuple(torch.tensor(i) if isinstance(i, list) else i for i in args[1]))
+        return super().call_function(target, args, kwargs)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Run a leaf; one that was not traced into may need real values, and gets zeros."""
-        if target not in self.opaque:
-            return super().call_module(target, args, kwargs)
+        """Run a leaf; one that needs real values or real parameters gets zeros, and its operators are not seen."""
         try:
             return super().call_module(target, args, kwargs)
-        except Exception:
-            with _disable_current_modes():
-                leaf = copy.deepcopy(self.fetch_attr(target))
-                return on_meta(leaf(*_zeros(args), **_zeros(kwargs)))
+        except Exception as error:
+            leaf = self.fetch_attr(target)
+            value, macs = _run_on_zeros(leaf, args, kwargs, error)
+            self.mode.unseen(leaf, macs)
+            return value
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Return the meta twin of a floating tensor; integer tables stay real, and other attributes as they are."""

@@ -19,8 +19,11 @@ def merge_modes(graph: fx.Graph, other: fx.Graph, *, training: bool) -> fx.Graph
     2. What only the training graph computes (auxiliary heads) stays in the graph, and where the outputs differ,
        `by_mode(training, a, b)` chooses.
 
-    None when the evaluation graph computes anything that the training graph does not: the two then share no order.
+    None when the evaluation graph computes anything that the training graph does not, since the two then share no
+    order, and when a graph holds literal tensors, which cannot be told apart by name.
     """
+    if any(str(n.target).startswith("_tensor_constant") for g in (graph, other) for n in g.nodes):
+        return None
     train_graph, eval_graph = (graph, other) if training else (other, graph)
     return _Merge(train_graph, eval_graph).run()
 

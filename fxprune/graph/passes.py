@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxprune.errors import FxpruneError, SpecError, VerifyError, nearest
@@ -137,9 +137,22 @@ class Pipeline:
 
 
 def _copy_structure(module: fx.GraphModule) -> fx.GraphModule:
-    """Copy graph and modules but share the tensors: passes replace tensors and never write into them."""
-    tensors = (*module.parameters(), *module.buffers())
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    """Copy graph and modules but share tensors and attributes: passes assign them and never write into them."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    parts = list(module.modules())[1:]
+    memo.update((id(part), _copy_module(part)) for part in parts)
+    for part in parts:
+        for name, child in part._modules.items():
+            memo[id(part)]._modules[name] = memo.get(id(child))
+    return copy.deepcopy(module, memo)
+
+
+def _copy_module(module: nn.Module) -> nn.Module:
+    """Copy one module with the dicts that it keeps its state in, but not its children."""
+    copied = type(module).__new__(type(module))
+    attributes = {name: dict(value) if type(value) is dict else value for name, value in module.__dict__.items()}
+    copied.__dict__.update(attributes)
+    return copied
 
 
 def _own_tensors(module: fx.GraphModule, other: fx.GraphModule) -> None:

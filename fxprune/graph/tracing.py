@@ -56,7 +56,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, frontend: str = "a
         except UsageError as error:
             if isinstance(error, InputError):
                 raise
-            reasons.append(f"{name}: {error}")
+            reasons.append(f"the {name} front end could not trace the model: {error}")
     raise TraceError(
         f"{type(model).__name__} could not be traced. " + " | ".join(reasons) + ". Rewrite the named control flow, "
         "or prune the part of the model that does not hold it"
@@ -64,7 +64,8 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, frontend: str = "a
 
 
 def _finish(module: fx.GraphModule, reasons: tuple[str, ...]) -> fx.GraphModule:
-    set_trace_facts(module, replace(trace_facts(module), notes=reasons))
+    facts = trace_facts(module)
+    set_trace_facts(module, replace(facts, notes=(*reasons, *facts.notes)))
     propagate_shapes(module)
     return module
 
@@ -199,7 +200,7 @@ def _symbolic(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
         tracer = _Tracer(inputs, opaque)
         try:
             with undisturbed(model):
-                graph = tracer.trace(model)
+                module = fx.GraphModule(model, tracer.trace(model), type(model).__name__)
             break
         except UsageError:
             raise
@@ -208,26 +209,33 @@ def _symbolic(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
             if not path or path in opaque or len(opaque) >= _MAX_OPAQUE:
                 raise TraceError(reason) from error
             opaque[path] = reason
+    notes: tuple[str, ...] = ()
     if any(_reads_training(t) for t in tracer.types):
-        graph = _both_modes(model, inputs, opaque, graph)
-    module = fx.GraphModule(model, graph, type(model).__name__)
+        merged = _both_modes(model, inputs, opaque, module.graph)
+        module = module if merged is None else fx.GraphModule(model, merged, type(model).__name__)
+        notes = (_ONE_MODE.format("training" if model.training else "evaluation"),) if merged is None else ()
     _carry_inputs(module, inputs)
-    set_trace_facts(module, TraceFacts("symbolic", opaque))
+    set_trace_facts(module, TraceFacts("symbolic", opaque, notes))
     module.train(model.training)
     _restore_training(module, model)
     return module
 
 
-def _both_modes(model: nn.Module, inputs: Inputs, opaque: dict[str, str], graph: fx.Graph) -> fx.Graph:
+_ONE_MODE = (
+    "training and evaluation compute differently and could not be joined into one graph: this is the graph of {} mode, "
+    "in which the model was given"
+)
+
+
+def _both_modes(model: nn.Module, inputs: Inputs, opaque: dict[str, str], graph: fx.Graph) -> fx.Graph | None:
     """Trace the other mode as well and merge the two, so that train() and eval() act as in the model."""
     with undisturbed(model):
         model.train(not model.training)
         try:
             other = _Tracer(inputs, opaque).trace(model)
         except Exception:
-            return graph
-    merged = merge_modes(graph, other, training=model.training)
-    return graph if merged is None else merged
+            return None
+    return merge_modes(graph, other, training=model.training)
 
 
 def _restore_training(module: fx.GraphModule, model: nn.Module) -> None:

@@ -13,13 +13,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Absorption", "Flow", "Label", "Labels", "Reason", "SlotTable", "TensorSlots", "Term"]
+__all__ = ["Absorption", "Flow", "Label", "Labelled", "Labels", "Reason", "SlotTable", "TensorSlots", "Term"]
 
 Label = Tensor | None
 """int64 [positions], or None for a dimension of which nothing can be pruned."""
 
 Labels = tuple[Label, ...]
 """One label for each dimension of a tensor."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One tensor value of a node: its size and its labels."""
+
+    shape: tuple[int, ...]
+    labels: Labels
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import VerifyError
 from fxprune.graph.shapes import shapes_of
-from fxprune.labels.flow import Reason, TensorSlots
-from fxprune.labels.propagation import Labelled, Labelling, propagate_labels
+from fxprune.labels.flow import Labelled, Reason, TensorSlots
+from fxprune.labels.propagation import Labelling, propagate_labels
 from fxprune.runtime.masks import MASKS, is_mask, mask_channels
 
 if TYPE_CHECKING:
@@ -227,22 +227,25 @@ _known: WeakKeyDictionary[fx.GraphModule, tuple[list[Any], Orbits]] = WeakKeyDic
 
 def _state(module: fx.GraphModule) -> list[Any]:
     """Return everything about a module that its orbits depend on, as if it had no masks."""
-
-    def source(node: fx.Node) -> fx.Node:
-        return node.args[0] if node.target is mask_channels else node  # type: ignore[return-value]
-
     nodes = []
     for n in module.graph.nodes:
         if n.target is mask_channels or (n.op == "get_attr" and is_mask(str(n.target))):
             continue
         args, kwargs = n.args, n.kwargs
         if any(i.target is mask_channels for i in n.all_input_nodes):
-            args, kwargs = fx.node.map_arg(args, source), fx.node.map_arg(kwargs, source)
+            args, kwargs = fx.node.map_arg(args, unmasked), fx.node.map_arg(kwargs, unmasked)
         nodes.append((n, n.op, n.target, args, kwargs))
     inputs = [shapes_of(n.meta.get("val")) for n in module.graph.nodes if n.op == "placeholder"]
     named = (*module.named_parameters(), *module.named_buffers())
     tensors = [(name, id(t), t.shape) for name, t in named if not is_mask(name)]
     return [nodes, inputs, tensors, [part.training for name, part in module.named_modules() if name != MASKS]]
+
+
+def unmasked(node: fx.Node) -> fx.Node:
+    """Return the node whose value a chain of masks is applied to; any other node is its own."""
+    while node.target is mask_channels:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
 
 
 def _with_masks(module: fx.GraphModule, orbits: Orbits) -> Orbits:
@@ -264,7 +267,7 @@ def _masks_at(module: fx.GraphModule, node: fx.Node, orbits: Orbits) -> Iterator
     """Yield (position of the orbit, mask) for every mask of one mask node."""
     arguments: tuple[Any, ...] = node.args
     source, masks, dim, *table = arguments
-    value = orbits.labelling.values[source.name]
+    value = orbits.labelling.values[unmasked(source).name]
     classes = orbits.labelling.partition.of_slot[value.labels[dim]]
     names = [str(mask.target) for mask in masks]
     widths = [module.get_buffer(name).numel() for name in names]

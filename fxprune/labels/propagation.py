@@ -18,21 +18,14 @@ from fxprune.graph.facts import trace_facts
 from fxprune.graph.leaves import follows_input
 from fxprune.graph.shapes import run_error
 from fxprune.labels.call import Call, is_labelled, nothing
-from fxprune.labels.flow import Flow, Labels, TensorSlots
+from fxprune.labels.flow import Flow, Labelled, Labels, TensorSlots
+from fxprune.labels.literals import can_rederive
 from fxprune.labels.partition import Partition, partition
 from fxprune.labels.rules import FAMILIES, find_rule, operator_name
 from fxprune.runtime.masks import is_mask, mask_channels
 from fxprune.runtime.modes import by_mode
 
-__all__ = ["Labelled", "Labelling", "propagate_labels"]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """One tensor value of a node: its size and its labels."""
-
-    shape: tuple[int, ...]
-    labels: Labels
+__all__ = ["Labelling", "propagate_labels"]
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,7 @@ class _LabelMode(MetaMode):
         source = next((s for t in inputs if (s := self.source(t)) is not None), None)
         if source is not None and _keeps_zeros(operator):
             self._sources.update((id(t), (t, source)) for t in _tensors(result))
-        if not any(id(t) in self._labels for t in inputs) and not _creates(operator):
+        if not any(id(t) in self._labels for t in inputs) and not _states_facts(operator):
             return
         self.flow.operator = operator_name(operator)
         call = Call(self.flow, operator, args, kwargs, result, self.read, self._constant, self.source, self.may_reshape)
@@ -138,11 +131,13 @@ class _LabelMode(MetaMode):
         return self._constants.get(id(tensor), tensor if tensor.device.type != "meta" else None)
 
     def _apply(self, operator: OpOverload, call: Call) -> Any:
-        rule = None if self.opaque else find_rule(operator)
+        rule = find_rule(operator)
+        if self.opaque:
+            call.pin_all("inside a module that was not traced")
+            return rule(call) if rule is not None and self.flow.operator in FAMILIES["contraction"] else None
         if rule is None:
-            where = "inside a module that was not traced" if self.opaque else "no rule for this operator"
             self.unruled[self.flow.operator] = self.unruled.get(self.flow.operator, 0) + 1
-            call.pin_all(where)
+            call.pin_all("no rule for this operator")
             return None
         return rule(call)
 
@@ -161,13 +156,15 @@ class _LabelMode(MetaMode):
         self.inputs = _tensors(inputs)
         self._sources = {id(value): (value, name) for name, value in inputs.items() if isinstance(value, Tensor)}
         leaf = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        self.may_reshape = leaf is None or follows_input(leaf)
+        self.may_reshape = can_rederive(node) if leaf is None else follows_input(leaf)
         self.opaque = leaf is not None and str(node.target) in trace_facts(module).opaque
         if self.opaque and leaf is not None:
-            self._pin_whole(leaf)
+            self.unseen(leaf, 0)
 
-    def _pin_whole(self, leaf: nn.Module) -> None:
+    def unseen(self, leaf: nn.Module, macs: int) -> None:
+        """Pin all that a leaf holds and takes, as its operators are not seen; count what it was measured to cost."""
         self.flow.operator = type(leaf).__name__
+        self.flow.count_macs(macs)
         for tensor in (*leaf.parameters(), *leaf.buffers(), *self.inputs):
             for label in self.read(self.twin(tensor)):
                 self.flow.pin(label, "meets a module that was not traced")
@@ -226,8 +223,10 @@ def _tensors(*values: Any) -> list[Tensor]:
 
 
 @functools.cache
-def _creates(operator: OpOverload) -> bool:
-    return operator_name(operator) in FAMILIES["creation"]
+def _states_facts(operator: OpOverload) -> bool:
+    """Whether an operator has something to say even without labels: it makes slots, or costs MACs."""
+    name = operator_name(operator)
+    return name in FAMILIES["creation"] or name in FAMILIES["contraction"] or name in ("aten.expand", "aten.repeat")
 
 
 _ZERO_TO_ZERO = {"aten.mul", "aten.relu", "aten.neg", "aten.abs", "aten._to_copy", "aten.clone", "aten.constant_pad_nd"}
@@ -237,4 +236,4 @@ _ZERO_TO_ZERO = {"aten.mul", "aten.relu", "aten.neg", "aten.abs", "aten._to_copy
 def _keeps_zeros(operator: OpOverload) -> bool:
     """Whether a zero of the input is a zero of the result at the place where its label goes."""
     name = operator_name(operator)
-    return name in FAMILIES["movement"] or name in _ZERO_TO_ZERO
+    return name in FAMILIES["movement"] or name in FAMILIES["spatial"] or name in _ZERO_TO_ZERO

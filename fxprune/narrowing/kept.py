@@ -9,9 +9,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import PlanError
-from fxprune.labels.flow import Label, TensorSlots
+from fxprune.labels.flow import Label, Labelled, TensorSlots
 from fxprune.labels.orbits import Orbits
-from fxprune.labels.propagation import Labelled
 
 __all__ = ["Kept", "kept_classes"]
 

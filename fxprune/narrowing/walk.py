@@ -11,8 +11,8 @@ from fxprune.graph.dump import dump_around
 from fxprune.graph.execution import MetaInterpreter, MetaMode, undisturbed
 from fxprune.graph.leaves import narrowed_attributes
 from fxprune.graph.shapes import record_shape, shapes_of
+from fxprune.labels.literals import Site, rederive
 from fxprune.narrowing.kept import Kept
-from fxprune.narrowing.literals import Site, rederive
 
 __all__ = ["narrow_nodes"]
 

@@ -45,6 +45,9 @@ def dimension_groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tu
 def reshape(call: Call) -> Labels:
     """View, reshape, flatten, squeeze, unsqueeze: split and merge dimensions in row-major order."""
     x = call.tensors[0]
+    if call.accepts("dtype"):
+        call.pin_all("viewed as another type")
+        return nothing(call.result)
     return reshaped(call, x.shape, call.result.shape, call.labels(x))
 
 
@@ -127,14 +130,19 @@ def transpose_last(call: Call) -> Labels:
 
 
 def expand(call: Call) -> Labels:
-    """Repeat dimensions of size 1; others pass."""
+    """Repeat dimensions of size 1, whose copies are fresh slots, as many as are wanted; others pass."""
     x, out = call["self"], call.result
     new = out.dim() - x.dim()
+    before = (1,) * new + tuple(x.shape)
     labels = (None,) * new + call.labels(x)
     return tuple(
-        label if d >= new and x.shape[d - new] == size else None
-        for d, (label, size) in enumerate(zip(labels, out.shape, strict=True))
+        _copies(call, size) if old == 1 and size > 1 else label
+        for label, old, size in zip(labels, before, out.shape, strict=True)
     )
+
+
+def _copies(call: Call, count: int) -> Label:
+    return call.flow.slots.fresh(count) if call.may_reshape else None
 
 
 def along(call: Call) -> Labels | list[Labels]:
@@ -300,15 +308,22 @@ def roll(call: Call) -> Labels:
 
 
 def repeat(call: Call) -> Labels:
-    """Tile dimensions: each copy of a position has its label."""
+    """Tile dimensions: each copy of a position has its label; copies of the only position are fresh slots."""
     x, times = call["self"], call["repeats"]
-    labels = (None,) * (len(times) - x.dim()) + call.labels(x)
-    return tuple(label.repeat(n) if label is not None else None for label, n in zip(labels, times, strict=True))
+    new = len(times) - x.dim()
+    before, labels = (1,) * new + tuple(x.shape), (None,) * new + call.labels(x)
+
+    def tiled(label: Label, size: int, n: int) -> Label:
+        if size == 1 and n > 1:
+            return _copies(call, n)
+        return None if label is None else label.repeat(n)
+
+    return tuple(tiled(*dimension) for dimension in zip(labels, before, times, strict=True))
 
 
 def pixel_shuffle(call: Call) -> Labels:
     """[.., C·r², H, W] → [.., C, H·r, W·r]: the r² channels of one output channel leave together."""
-    labels = call.labels(call["self"])
+    labels = _pin_space(call)
     label = labels[-3]
     if label is not None:
         rows = label.view(call.result.shape[-3], -1)
@@ -319,17 +334,28 @@ def pixel_shuffle(call: Call) -> Labels:
 
 def pixel_unshuffle(call: Call) -> Labels:
     """[.., C, H·r, W·r] → [.., C·r², H, W]: each channel becomes r² that leave together."""
-    labels = call.labels(call["self"])
+    labels = _pin_space(call)
     label = labels[-3]
     if label is not None:
         label = label.repeat_interleave(call["downscale_factor"] ** 2)
     return (*labels[:-3], label, None, None)
 
 
+def _pin_space(call: Call) -> Labels:
+    labels = call.labels(call["self"])
+    for label in labels[-2:]:
+        call.flow.pin(label, "positions of channels and space are exchanged")
+    return labels
+
+
 def as_strided(call: Call) -> Labels:
     """A view by strides: followed when it only adds or drops dimensions of size 1, pinned otherwise."""
     x, out = call["self"], call.result
-    if [s for s in x.shape if s > 1] == [s for s in out.shape if s > 1]:
+
+    def steps(sizes: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
+        return [(size, stride) for size, stride in zip(sizes, strides, strict=True) if size > 1]
+
+    if steps(x.shape, x.stride()) == steps(call["size"], call["stride"]) and not call["storage_offset"]:
         return reshape(call)
     call.pin_all("viewed by explicit strides")
     return nothing(out)

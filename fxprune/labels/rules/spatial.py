@@ -33,8 +33,8 @@ def _spatial_dims(name: str) -> int:
 
 RULES: dict[str, Rule] = dict.fromkeys(
     [
-        *(f"aten.{kind}_pool{n}d" for kind in ("avg", "_adaptive_avg", "adaptive_avg") for n in (1, 2, 3)),
-        *(f"aten.{kind}_pool{n}d" for kind in ("adaptive_max", "fractional_max") for n in (1, 2, 3)),
+        *(f"aten.{kind}_pool{n}d" for kind in ("avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
+        *(f"aten.{kind}_pool{n}d" for kind in ("_adaptive_avg", "fractional_max") for n in (2, 3)),
         *(f"aten.max_pool{n}d_with_indices" for n in (1, 2, 3)),
         *(f"aten.{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
         *(f"aten.upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "trilinear3d")),

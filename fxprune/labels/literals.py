@@ -13,17 +13,21 @@ the arguments of one node. Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import VerifyError
-from fxprune.labels.propagation import Labelled
-from fxprune.narrowing.kept import Kept
+from fxprune.graph.inputs import on_meta
+from fxprune.graph.shapes import record_shape
+from fxprune.labels.flow import Labelled
 
-__all__ = ["LITERALS", "Site", "operator_of", "rederive"]
+if TYPE_CHECKING:
+    from fxprune.narrowing.kept import Kept
+
+__all__ = ["LITERALS", "Site", "can_rederive", "operator_of", "rederive"]
 
 
 class Site:
@@ -110,6 +114,15 @@ def rederive(site: Site) -> None:
         _freeze_numbers(site)
 
 
+def can_rederive(node: fx.Node) -> bool:
+    """Whether a node that divides, merges or expands channels can be made right once some are gone.
+
+    Either it has an entry in `LITERALS`, or it follows the shape of its input and holds no size of its own.
+    """
+    name = operator_of(node)
+    return name in LITERALS or name in FOLLOWS_INPUT
+
+
 def _leaves(value: Any) -> list[Any]:
     return pytree.tree_leaves(value, is_leaf=lambda v: isinstance(v, Labelled))
 
@@ -146,7 +159,7 @@ def _sizes(first: int) -> Rewrite:
             if written is not None:
                 site.node.update_kwarg(key, _resized(site, list(written), site.predicted[0]))
                 return
-        if not args[first:]:
+        if not args[first:] or isinstance(args[first], torch.dtype):
             return
         if isinstance(args[first], (list, tuple)):
             args[first] = type(args[first])(_resized(site, list(args[first]), site.predicted[0]))
@@ -157,6 +170,36 @@ def _sizes(first: int) -> Rewrite:
         site.node.args = tuple(args)
 
     return rewrite
+
+
+def _reshape_to_prediction(site: Site) -> None:
+    """A view by another tensor's shape or by strides becomes a reshape, when that shape is no longer the right one."""
+    if _shape_now(site) != site.predicted[0]:
+        site.node.op, site.node.target = "call_method", "reshape"
+        site.node.args, site.node.kwargs = (site.args[0], *site.predicted[0]), {}
+
+
+def _shape_now(site: Site) -> tuple[int, ...] | None:
+    other = site.args[1]
+    return tuple(site.env[other].shape) if isinstance(other, fx.Node) else None
+
+
+def _expand_as(site: Site) -> None:
+    """`expand_as(other)`: by explicit sizes, when those of the other tensor are no longer the right ones."""
+    if _shape_now(site) != site.predicted[0]:
+        site.node.op, site.node.target = "call_method", "expand"
+        site.node.args, site.node.kwargs = (site.args[0], *site.predicted[0]), {}
+
+
+def _repeat(site: Site) -> None:
+    """`repeat(times)`: a dimension of size 1 is repeated as often as its copies are kept."""
+    spread = not isinstance(site.args[1], (list, tuple))
+    times = list(site.args[1:] if spread else site.args[1])
+    before = (1,) * (len(times) - len(site.x.shape)) + site.x.shape
+    for i, size in enumerate(site.predicted[0]):
+        if before[i] == 1 and site.now(times[i]) != size:
+            times[i] = size
+    site.node.args = (site.args[0], *times) if spread else (site.args[0], times)
 
 
 def _unflatten(site: Site) -> None:
@@ -234,6 +277,7 @@ def _positions(site: Site, item: Any, kept: Tensor) -> Any:
     with site.node.graph.inserting_before(site.node):
         table = site.node.graph.get_attr(name)
     site.env[table] = site.module.get_buffer(name)
+    record_shape(table, on_meta(site.env[table]))
     return table
 
 
@@ -319,8 +363,10 @@ def _groups(position: int) -> Rewrite:
 def _normalized_shape(site: Site) -> None:
     """`layer_norm(x, normalized_shape)`."""
     shape = site.argument(1, "normalized_shape")
-    count = len(site.now(shape))
-    site.assign(1, "normalized_shape", _resized(site, list(shape), site.predicted[0][-count:]))
+    now = tuple(site.now(shape))
+    predicted = site.predicted[0][-len(now) :]
+    if now != predicted:
+        site.assign(1, "normalized_shape", list(predicted))
 
 
 def _num_groups(site: Site) -> None:
@@ -342,7 +388,10 @@ LITERALS: dict[str, Rewrite] = {
     **dict.fromkeys(["view", "reshape", "expand", "_unsafe_view", "new_zeros", "new_ones", "new_empty"], _sizes(1)),
     **dict.fromkeys(["new_full"], _sizes(1)),
     **dict.fromkeys(["zeros", "ones", "empty", "full"], _sizes(0)),
+    **dict.fromkeys(["view_as", "reshape_as", "as_strided"], _reshape_to_prediction),
+    "expand_as": _expand_as,
     "unflatten": _unflatten,
+    "repeat": _repeat,
     **dict.fromkeys(["split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"], _parts(0)),
     "getitem": _getitem,
     "slice": _slice,
@@ -360,3 +409,13 @@ LITERALS: dict[str, Rewrite] = {
     "group_norm": _num_groups,
     "scaled_dot_product_attention": _attention,
 }
+
+FOLLOWS_INPUT = frozenset(
+    [
+        *("flatten", "ravel", "squeeze", "unsqueeze", "permute", "transpose", "t", "getattr"),
+        *("movedim", "moveaxis", "swapaxes", "swapdims", "flip", "fliplr", "flipud", "roll", "unbind"),
+        *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"),
+        *("matmul", "bmm", "mm", "linear", "einsum", "pixel_shuffle", "pixel_unshuffle", "instance_norm"),
+    ]
+)
+"""Operators that divide, merge or move channels by the shape of their input alone."""

@@ -1,0 +1,222 @@
+"""Top-1 accuracy right after pruning, before any fine-tuning, on real weights and images.
+
+CIFAR ResNet-56 and ImageNet MobileNetV2 lose 10, 30 and 50 % of their multiply-accumulates by every criterion and
+scope, with the batch-norm statistics of the dense model and with re-estimated ones. DIR holds `real_data.py`, which
+gives the models and images, and the files that it reads.
+
+    python benchmarks/one_shot.py --data DIR
+    python benchmarks/one_shot.py --data DIR --models resnet56 --criteria l2,taylor --limit 500
+
+Images that a criterion or a re-estimation sees are never those that accuracy is measured on: for CIFAR they come from
+the training set, for ImageNet they are every other image of the sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from machine import describe_run
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import fxprune
+
+CRITERIA = ("l1", "l2", "fpgm", "bn-scale", "taylor", "random")
+SCOPES = ("global", "uniform")
+REMOVED = (10, 30, 50)
+BATCH = 25
+"""Images a batch: more would not fit the caches, fewer would feed a batch norm too few."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trained model with its images.
+
+    Attributes:
+        title: names both.
+        model: in eval mode.
+        seen: images uint8 [N, H, W, 3] and labels int64 [N] for criteria and batch-norm statistics.
+        tested: images and labels that accuracy is measured on.
+        normalize: images → the model's input.
+        note: which images these are.
+    """
+
+    title: str
+    model: nn.Module
+    seen: tuple[np.ndarray, np.ndarray]
+    tested: tuple[np.ndarray, np.ndarray]
+    normalize: Callable[[np.ndarray], Tensor]
+    note: str
+
+
+def load_source(folder: Path) -> ModuleType:
+    """Import `real_data.py` of a folder."""
+    path = folder / "real_data.py"
+    if not path.is_file():
+        raise SystemExit(f"{folder} holds no real_data.py; give --data the folder of the weights and images")
+    spec = importlib.util.spec_from_file_location("real_data", path)
+    assert spec is not None
+    assert spec.loader is not None
+    source = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(source)
+    return source
+
+
+def cifar_case(source: ModuleType, limit: int, seen: int) -> Case:
+    """ResNet-56: tested on CIFAR-10's first test images, training images for the rest."""
+    images, labels = source.cifar10("train20k")
+    test_images, test_labels = source.cifar10("test")
+    tested = test_images[:limit], test_labels[:limit]
+    note = f"{len(tested[0])} of the 10,000 test images; criteria and statistics see {seen} training images"
+    return Case(
+        "ResNet-56 on CIFAR-10",
+        source.cifar_resnet(56, pretrained=True),
+        (images[:seen], labels[:seen]),
+        tested,
+        source.normalize_cifar,
+        note,
+    )
+
+
+def imagenet_case(source: ModuleType, limit: int, seen: int) -> Case:
+    """MobileNetV2: one half of the sample is tested, the other half is for the rest."""
+    images, labels = source.imagenet_sample()
+    odd, even = slice(1, 2 * seen, 2), slice(0, 2 * limit, 2)
+    tested = images[even], labels[even]
+    note = (
+        f"{len(tested[0])} images of the {len(images)} of the sample; criteria and statistics see "
+        f"{len(labels[odd])} others (one image a class: no class is in both)"
+    )
+    return Case(
+        "MobileNetV2 on ImageNet",
+        source.imagenet_mobilenet_v2(),
+        (images[odd], labels[odd]),
+        tested,
+        source.normalize_imagenet,
+        note,
+    )
+
+
+CASES = {"resnet56": cifar_case, "mobilenet_v2": imagenet_case}
+
+
+def batches(case: Case) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (input, labels) of the images that criteria may see."""
+    images, labels = case.seen
+    for i in range(0, len(images), BATCH):
+        yield case.normalize(images[i : i + BATCH]), torch.from_numpy(labels[i : i + BATCH])
+
+
+def cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the loss that first-order Taylor differentiates."""
+    return nn.functional.cross_entropy(module(batch[0]), batch[1])
+
+
+@torch.no_grad()
+def top1(case: Case, module: nn.Module) -> float:
+    """Top-1 accuracy in percent."""
+    images, labels = case.tested
+    hits = 0
+    for i in range(0, len(images), BATCH):
+        found = module(case.normalize(images[i : i + BATCH])).argmax(1).numpy()
+        hits += int((found == labels[i : i + BATCH]).sum())
+    return 100 * hits / len(images)
+
+
+def prune(case: Case, criterion: str, scope: str, removed: int) -> fxprune.Result:
+    """Remove `removed` percent of a model's MACs."""
+    data: dict[str, Any] = {"batches": list(batches(case)), "loss": cross_entropy} if criterion == "taylor" else {}
+    example = case.normalize(case.tested[0][:1])
+    return fxprune.prune(case.model, example, macs=f"{100 - removed}%", criterion=criterion, scope=scope, **data)
+
+
+def measure(case: Case, criterion: str, scope: str, removed: int) -> tuple[float, float]:
+    """Return top-1 with the dense model's batch-norm statistics, and with re-estimated ones."""
+    module = prune(case, criterion, scope, removed).module.eval()
+    before = top1(case, module)
+    fxprune.recalibrate_batchnorm(module, (x for x, _ in batches(case)))
+    return before, top1(case, module)
+
+
+def accuracy_table(case: Case, arguments: argparse.Namespace) -> str:
+    """Measure all criteria and scopes on a case; return Markdown."""
+    criteria, scopes, removed = arguments.criteria, arguments.scopes, arguments.removed
+    rows = []
+    bar = tqdm(total=len(scopes) * len(criteria) * len(removed), desc=case.title, file=sys.stderr)
+    for scope in scopes:
+        for criterion in criteria:
+            pairs = []
+            for share in removed:
+                pairs.append(measure(case, criterion, scope, share))
+                bar.update()
+            rows.append([scope, criterion, *(f"{pair[k]:.1f}" for k in (0, 1) for pair in pairs)])
+    bar.close()
+    headers = ["scope", "criterion", *(f"−{s} %" for s in removed), *(f"−{s} %, BN" for s in removed)]
+    align = ("left", "left", *["right"] * (2 * len(removed)))
+    table = tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align)
+    return f"### {case.title}\n\nDense: {top1(case, case.model):.1f} %. {case.note}.\n\n{table}"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+    def names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+        def read(text: str) -> tuple[str, ...]:
+            chosen = tuple(text.split(","))
+            for name in chosen:
+                if name not in known:
+                    raise argparse.ArgumentTypeError(f"unknown '{name}'; known: {', '.join(known)}")
+            return chosen
+
+        return read
+
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of real_data.py and its files")
+    parser.add_argument("--models", type=names(tuple(CASES)), default=",".join(CASES))
+    parser.add_argument("--criteria", type=names(CRITERIA), default=",".join(CRITERIA))
+    parser.add_argument("--scopes", type=names(SCOPES), default=",".join(SCOPES))
+    parser.add_argument(
+        "--removed",
+        type=lambda text: tuple(int(share) for share in text.split(",")),
+        default=",".join(map(str, REMOVED)),
+        help="percentages of MACs to remove",
+    )
+    parser.add_argument("--limit", type=int, help="images tested; by default 2,000 of CIFAR and 500 of ImageNet")
+    parser.add_argument("--seen", type=int, help="images for criteria and statistics; by default 500")
+    parser.add_argument("--threads", type=int, default=1, help="threads that torch may use")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, and on request write."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    source = load_source(arguments.data)
+    start = time.perf_counter()
+    parts = [describe_run(("torch", "torchvision", "fxprune"))]
+    for name in arguments.models:
+        limit = arguments.limit or {"resnet56": 2000, "mobilenet_v2": 500}[name]
+        parts.append(accuracy_table(CASES[name](source, limit, arguments.seen or 500), arguments))
+        print(f"{name}: done after {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    text = "\n\n".join(parts)
+    print(text)
+    if arguments.markdown:
+        arguments.markdown.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

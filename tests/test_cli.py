@@ -1,0 +1,325 @@
+"""Every command: what it prints, what it writes, and its exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+import fxprune
+from fxprune import api, artifacts
+from fxprune.cli import commands
+from fxprune.console import Progress
+from fxprune.errors import VerifyError
+from fxprune.zoo import ModelSource, build_model
+from passes import PASSES
+
+SMALL = ("torchvision:squeezenet1_1", "--input", "1x3x64x64")
+
+MODELS = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)]
+    return nn.Sequential(*layers), torch.zeros(1, 3, 12, 12)
+
+def normed():
+    return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 2)), torch.zeros(1, 6)
+"""
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> str:
+    (tmp_path / "models.py").write_text(MODELS)
+    return str(tmp_path / "models.py")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "slim"
+
+
+def _call(*arguments: object) -> Result:
+    return CliRunner().invoke(commands, [str(argument) for argument in arguments], prog_name="fxprune")
+
+
+def _done(*arguments: object) -> str:
+    result = _call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    return result.stdout
+
+
+def _facts(*arguments: object) -> Any:
+    return json.loads(_done(*arguments, "--json"))
+
+
+def _mistake(*arguments: object) -> str:
+    result = _call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1, "an error is one line"
+    return result.stderr
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    text = _done()
+    assert all(name in text for name in ("inspect", "prune", "show", "diff", "passes", "run"))
+
+
+def test_inspect_shows_orbits_widths_and_what_pins() -> None:
+    text = _done("inspect", *SMALL)
+    assert "features.3.expand3x3   Conv2d  64          orbit_3 × 64     prunable" in text
+    assert "the weights are random (seed 0)" in text
+    assert "pinned by" in text
+
+
+def test_inspect_for_machines() -> None:
+    facts = _facts("inspect", *SMALL)
+    rows = {row["layer"]: row for row in facts["layers"]}
+    orbits = {orbit["name"]: orbit for orbit in facts["orbits"]}
+    assert rows["features.0"]["widths"] == [64]
+    assert "features.0.weight[0]" in orbits[rows["features.0"]["orbits"][0]]["members"]
+    assert rows["classifier.1"]["state"] == "pinned"
+    assert rows["classifier.1"]["reason"]
+
+
+def test_inspect_says_why_an_orbit_is_statistical(models: str) -> None:
+    assert "layer_norm" in _done("inspect", f"{models}:normed")
+
+
+def test_prune_writes_a_folder_that_loads(out: Path) -> None:
+    text = _done("prune", *SMALL, "--macs", "50%", "--out", out)
+    assert "the weights are random (seed 0)" in text
+    assert "Saved" in text
+    model = build_model(ModelSource(SMALL[0])).model
+    loaded = fxprune.load(out, model)
+    before, after = artifacts.read_report(out).macs
+    assert after == pytest.approx(before / 2, rel=0.01)
+    assert loaded.module(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
+
+
+def test_prune_for_machines(models: str, out: Path) -> None:
+    facts = _facts("prune", f"{models}:net", "--macs", "50%", "--out", out, "--latency")
+    assert facts["report"]["macs"][1] <= facts["report"]["macs"][0] / 2
+    assert all(milliseconds > 0 for milliseconds in facts["report"]["latency_ms"])
+    assert facts["spec"].startswith("mask-insertion,channel-selection{macs=50%}")
+
+
+def test_prune_obeys_every_option(models: str, out: Path) -> None:
+    options = ["--parameters", "90%", "--criterion", "l1", "--scope", "uniform", "--round-to", "2", "--min-width", "4"]
+    options += ["--max-ratio", "0.5", "--exclude", "2", "--include", "[0-2]", "--seed", "5", "--frontend", "export"]
+    _done("prune", f"{models}:net", *options, "--out", out)
+    plan = artifacts.read_plan_file(out)
+    assert (plan.seed, plan.frontend) == (5, "export")
+    kept = {orbit.places[0]: len(orbit.kept) for orbit in plan.orbits}
+    assert kept["0.weight[0]"] in (4, 6)
+    assert kept["2.weight[0]"] == 8
+
+
+@pytest.mark.parametrize(
+    ("ratio", "kept"), [(["--ratio", "25%"], {6}), (["--ratio", "0=50%", "--ratio", "2=0.25"], {4, 6})]
+)
+def test_prune_by_ratio_for_all_or_for_layers(models: str, out: Path, ratio: list[str], kept: set[int]) -> None:
+    _done("prune", f"{models}:net", *ratio, "--scope", "uniform", "--out", out)
+    assert {len(orbit.kept) for orbit in artifacts.read_plan_file(out).orbits} == kept
+
+
+def test_prune_through_statistics_on_request(models: str, out: Path) -> None:
+    arguments = ("prune", f"{models}:normed", "--macs", "50%", "--out", out)
+    assert "allow_statistical" in _mistake(*arguments)
+    assert "approximate" in _done(*arguments, "--allow-statistical")
+
+
+def test_prune_exports_and_keeps_json_clean(models: str, out: Path) -> None:
+    pytest.importorskip("onnxscript")
+    _facts("prune", f"{models}:net", "--macs", "50%", "--out", out, "--pt2", "--onnx")
+    assert (out / "model.pt2").is_file()
+    assert (out / "model.onnx").is_file()
+
+
+def test_prune_measures_and_prints_on_request(models: str, out: Path) -> None:
+    text = _done("prune", f"{models}:net", "--macs", "50%", "--out", out, "--latency", "--print-changes")
+    assert "latency, ms" in text
+    assert "--- mask-insertion:" in text
+    assert "+%mask_channels = mask_channels(" in text
+
+
+def test_changes_stay_out_of_json(models: str, out: Path) -> None:
+    result = _call("prune", f"{models}:net", "--macs", "50%", "--out", out, "--print-changes", "--json")
+    assert json.loads(result.stdout)["out"] == str(out)
+    assert "+%mask_channels = mask_channels(" in result.stderr
+
+
+def test_prune_loads_a_checkpoint(models: str, out: Path, tmp_path: Path) -> None:
+    model = build_model(ModelSource(f"{models}:net")).model
+    with torch.no_grad():
+        model.get_parameter("0.weight")[[1, 3, 4, 6]] = 0
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    arguments = ("--checkpoint", tmp_path / "state.pt", "--ratio", "50%", "--scope", "uniform", "--out", out)
+    assert "weights from state.pt" in _done("prune", f"{models}:net", *arguments)
+    assert artifacts.read_plan_file(out).orbits[0].kept == (0, 2, 5, 7)
+
+
+def test_the_seed_makes_runs_equal(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _done("prune", *SMALL, "--macs", "60%", "--seed", "4", "--out", tmp_path / name)
+    for name in ("plan.json", "report.json", "graph.diff"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("a", "b")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_show_and_diff_tell_of_a_saved_model(models: str, out: Path) -> None:
+    _done("prune", f"{models}:net", "--macs", "50%", "--out", out)
+    text = _done("show", out)
+    assert "channel-selection{macs=50%}" in text
+    assert "weights as the callable made them" in text
+    assert "| layer" in _done("show", out, "--markdown")
+    assert _facts("show", out)["report"]["macs"] == list(artifacts.read_report(out).macs)
+    assert "+%_0 = 0 Conv2d(3→" in _done("diff", out)
+
+
+def test_passes_are_listed_with_options_and_first_line() -> None:
+    text = _done("passes")
+    facts = {row["name"]: row for row in _facts("passes")}
+    assert list(facts) == [kind.name for kind in PASSES]
+    for kind in PASSES:
+        first = (kind.__doc__ or "").splitlines()[0]
+        assert first in text
+        assert facts[kind.name]["does"] == first
+    assert facts["channel-selection"]["options"]["criterion"] == "l2"
+    assert "evidence" not in facts["channel-selection"]["options"]
+
+
+def test_run_prints_what_each_pass_changed_and_the_graph(models: str) -> None:
+    text = _done("run", "--passes", "mask-insertion,orbit-detection,channel-surgery", f"{models}:net")
+    assert "--- mask-insertion:" in text
+    assert "makes orbit_0×8" in text
+    assert "output %_4" in text
+
+
+def test_run_for_machines(models: str) -> None:
+    facts = _facts("run", "--passes", "mask-insertion,channel-selection{ratio=50%}", f"{models}:net")
+    assert [step["name"] for step in facts["passes"]] == ["mask-insertion", "channel-selection"]
+    assert all(step["modified"] for step in facts["passes"])
+    assert "mask_channels" in facts["dump"]
+
+
+BAD_INPUT = [
+    (["frob"], "No such command 'frob'"),
+    (["prune"], "Missing argument 'MODEL'"),
+    (["prune", "{models}:net", "--macs", "50%"], "Missing option '--out'"),
+    (["prune", "{models}:net", "--mac", "50%", "--out", "{out}"], "No such option"),
+    (["prune", "{models}:net", "--out", "{out}"], "exactly one target"),
+    (["prune", "{models}:net", "--out", "{out}", "--macs", "150%"], "more than the model has"),
+    (["prune", "{models}:net", "--out", "{out}", "--macs", "1%"], "the minimum is"),
+    (["prune", "{models}:net", "--out", "{out}", "--macs", "x"], "cannot read macs='x'"),
+    (["prune", "{models}:net", "--out", "{out}", "--ratio", "1=30%", "--ratio", "20%"], "need a layer each"),
+    (["prune", "{models}:net", "--out", "{out}", "--macs", "50%", "--exclude", "layer1"], "no layer matches 'layer1'"),
+    (["prune", "{models}:net", "--out", "{out}", "--macs", "50%", "--criterion", "l3"], "did you mean 'l"),
+    (["prune", "{models}:net", "--out", "{out}", "--macs", "50%", "--criterion", "taylor"], "needs data"),
+    (["prune", "{models}:net", "--out", "{out}", "--macs", "50%", "--scope", "all"], "unknown scope 'all'"),
+    (["prune", "{models}:net", "--out", "{out}", "--macs", "50%", "--round-to", "x"], "is not a valid integer"),
+    (["prune", "{models}:net", "--out", "{out}", "--macs", "50%", "--input", "3y3"], "write 1x3x224x224"),
+    (
+        ["prune", "{models}:net", "--out", "{out}", "--macs", "50%", "--input", "1x4x12x12"],
+        "does not run on the example inputs",
+    ),
+    (["prune", "{models}:net", "--out", "{out}", "--macs", "50%", "--frontend", "jit"], "unknown front end 'jit'"),
+    (
+        ["prune", "{models}:net", "--out", "{out}", "--macs", "50%", "--checkpoint", "no.pt"],
+        "no checkpoint file 'no.pt'",
+    ),
+    (["prune", "{models}:ne", "--out", "{out}", "--macs", "50%"], "did you mean 'net'"),
+    (["prune", "{models}:net", "--out", "{models}", "--macs", "50%"], "is a file"),
+    (["inspect", "resnet18"], "did you mean 'torchvision:resnet18'"),
+    (["inspect", "torchvision:resnet1"], "torchvision has no model 'resnet1'"),
+    (["show", "{out}"], "has no plan.json"),
+    (["diff", "{out}"], "has no graph.diff"),
+    (["run", "--passes", "mask", "{models}:net"], "unknown pass 'mask'"),
+    (["run", "--passes", "mask-insertion{x=1}", "{models}:net"], "no option 'x'"),
+    (["run", "{models}:net"], "Missing option '--passes'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD_INPUT, ids=[" ".join(row[0][:1]) + f" {i}" for i, row in enumerate(BAD_INPUT)]
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], message: str, models: str, out: Path) -> None:
+    given = [argument.replace("{models}", models).replace("{out}", str(out)) for argument in arguments]
+    assert message in _mistake(*given)
+    assert not out.exists()
+    assert not list(out.parent.glob(".*")), "nothing is left half-written"
+
+
+def test_a_folder_in_use_is_refused_before_the_work(models: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out.mkdir()
+    (out / "mine").write_text("mine")
+    monkeypatch.setattr(api, "prune", pytest.fail)
+    assert "is not empty" in _mistake("prune", f"{models}:net", "--macs", "50%", "--out", out)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("error", [VerifyError("pass 'channel-surgery' broke the graph"), KeyError("conv1")])
+def test_a_defect_is_exit_code_1_and_says_how_to_report_it(
+    models: str, out: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(api, "prune", broken)
+    result = _call("prune", f"{models}:net", "--macs", "50%", "--out", out)
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert f"{type(error).__name__}: {error}" in result.stderr
+    assert f"torch {torch.__version__}" in result.stderr
+    assert "this is a defect of fxprune, not a mistake of yours. Please report it" in result.stderr
+    assert not out.exists()
+
+
+def test_an_interruption_leaves_nothing(models: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifacts, "save_model", interrupted)
+    result = _call("prune", f"{models}:net", "--macs", "50%", "--out", out)
+    assert result.exit_code == 130
+    assert "Interrupted" in result.stderr
+    assert [path for path in out.parent.iterdir() if path.is_dir() and path.name != "__pycache__"] == []
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_names_the_stage_on_a_terminal(monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress(("build", "trace", "save"), quiet=quiet) as progress:
+        progress.advance()
+        progress.show()
+        shown = terminal.getvalue()
+    assert ("trace:" in shown and "1/3" in shown) != quiet
+    assert quiet or terminal.getvalue().endswith("\r"), "the bar goes away when the work is done"
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["passes"], 0), (["show", "nothing"], 2)])
+def test_the_module_runs_as_a_program(arguments: list[str], code: int) -> None:
+    done = subprocess.run([sys.executable, "-m", "fxprune", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert (done.stdout == "") == bool(code)

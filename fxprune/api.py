@@ -62,7 +62,7 @@ def prune(
     scope: str = "global",
     round_to: int = 1,
     min_width: int = 1,
-    max_ratio: float = 1.0,
+    max_ratio: float | str = 1.0,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     allow_statistical: bool = False,

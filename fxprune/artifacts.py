@@ -6,10 +6,14 @@ A folder holds `model.safetensors` (weights), `plan.json`, `report.json`, `input
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +65,7 @@ def write_folder(
             f"cannot write to '{target.parent}': {error.strerror}; choose a folder you may write"
         ) from error
     try:
-        save_model(module, str(aside / "model.safetensors"), metadata={"format": "pt", "fxprune": "slim"})
+        save_model(module, str(aside / "model.safetensors"), metadata={"format": "pt"})
         (aside / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         (aside / "report.json").write_text(report.json(), encoding="utf-8")
         (aside / "inputs.json").write_text(inputs_to_json(inputs), encoding="utf-8")
@@ -88,31 +92,32 @@ def check_free(target: Path) -> None:
         raise ArtifactError(f"'{target}' {kind}; give a new folder or remove it first, nothing is overwritten")
 
 
-def _on_evaluation(module: fx.GraphModule) -> fx.GraphModule:
-    import copy
-
-    return copy.deepcopy(module).eval()
-
-
 def _write_pt2(module: fx.GraphModule, inputs: Inputs, path: Path) -> None:
-    program = torch.export.export(_on_evaluation(module), inputs.args, inputs.kwargs, strict=False)
-    torch.export.save(program, path)
+    with _explained("torch.export"):
+        program = torch.export.export(copy.deepcopy(module).eval(), inputs.args, inputs.kwargs, strict=False)
+        torch.export.save(program, path)
 
 
 def _write_onnx(module: fx.GraphModule, inputs: Inputs, path: Path) -> None:
+    if importlib.util.find_spec("onnxscript") is None:
+        raise ArtifactError("writing ONNX needs the extra: pip install 'fxprune[export]'")
+    model = copy.deepcopy(module).eval()
+    with _explained("torch.onnx"):
+        torch.onnx.export(
+            model, inputs.args, str(path), kwargs=inputs.kwargs, dynamo=True, external_data=False, verbose=False
+        )
+
+
+@contextmanager
+def _explained(exporter: str) -> Iterator[None]:
+    """Turn whatever an exporter raises into an `ArtifactError` that names it."""
     try:
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise ArtifactError("writing ONNX needs the extra: pip install 'fxprune[export]'") from None
-    torch.onnx.export(
-        _on_evaluation(module),
-        inputs.args,
-        str(path),
-        kwargs=inputs.kwargs,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArtifactError(f"{exporter} cannot export this model: {lines[0]}; save it without that format") from error
 
 
 def inputs_to_json(inputs: Inputs) -> str:

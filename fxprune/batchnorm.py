@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,11 +24,15 @@ def recalibrate_batchnorm(module: nn.Module, batches: Iterable[Any]) -> nn.Modul
         module: any model, usually a slim GraphModule. Its mode is left as it was.
         batches: model inputs, each as `fxprune.trace` takes them; labels are not needed.
 
-    Raises `InputError` when `batches` is empty.
+    Raises `InputError` when `batches` is empty; the module is unchanged then.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return module
+    data = iter(batches)
+    first = next(data, None)
+    if first is None:
+        raise InputError("no batch was given to re-estimate batch-norm statistics from; give at least one")
     momenta = [m.momentum for m in norms]
     training = [(m, m.training) for m in module.modules()]
     module.eval()
@@ -36,22 +41,17 @@ def recalibrate_batchnorm(module: nn.Module, batches: Iterable[Any]) -> nn.Modul
         norm.momentum = None  # a cumulative average
         norm.train()
     try:
-        count = _run(module, batches)
+        _run(module, itertools.chain([first], data))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for part, mode in training:
             part.training = mode
-    if count == 0:
-        raise InputError("no batch was given, so the batch-norm statistics are reset; give at least one batch")
     return module
 
 
 @torch.no_grad()
-def _run(module: nn.Module, batches: Iterable[Any]) -> int:
-    count = 0
+def _run(module: nn.Module, batches: Iterable[Any]) -> None:
     for batch in batches:
         inputs = Inputs.of(batch)
         module(*inputs.args, **inputs.kwargs)
-        count += 1
-    return count

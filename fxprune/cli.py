@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import io
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -20,7 +18,7 @@ from fxprune import api, artifacts
 from fxprune.console import Commands, Progress
 from fxprune.errors import SpecError
 from fxprune.graph.dump import dump
-from fxprune.graph.passes import Observer, Pass, PassEvent, parse_spec, print_changes
+from fxprune.graph.passes import Observer, Pass, PassEvent, changes, parse_spec
 from fxprune.graph.tracing import trace
 from fxprune.labels.orbits import Orbits, find_orbits
 from fxprune.latency import measure_latency
@@ -197,7 +195,7 @@ def _prune(
     built: BuiltModel, source: ModelSource, progress: Progress, as_json: bool, options: dict[str, Any]
 ) -> api.Result:
     def show_changes(event: PassEvent) -> None:
-        tqdm.write(_changes(event), file=sys.stderr if as_json else sys.stdout)
+        tqdm.write(changes(event), file=sys.stderr if as_json else sys.stdout)
 
     observers: tuple[Observer, ...] = (progress.advance,)
     if options["changes"]:
@@ -222,12 +220,6 @@ def _ratio(given: tuple[str, ...]) -> str | dict[str, Any] | None:
     if any(not layer for layer, _, _ in pairs):
         raise SpecError("several --ratio need a layer each: --ratio layer1.*=30% --ratio layer2.*=50%")
     return {layer: ratio for layer, _, ratio in pairs} or None
-
-
-def _changes(event: PassEvent) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as text:
-        print_changes(event)
-    return text.getvalue().rstrip("\n")
 
 
 @commands.command()
@@ -288,7 +280,7 @@ def run(source: ModelSource, spec: str, frontend: str, as_json: bool) -> None:
 
         def observe(event: PassEvent) -> None:
             facts = {"name": event.name, "modified": event.modified, "seconds": event.seconds}
-            events.append(facts | {"changes": _changes(event)})
+            events.append(facts | {"changes": changes(event)})
             if not as_json:
                 tqdm.write(events[-1]["changes"])
             progress.advance()

@@ -63,6 +63,8 @@ class Plan:
             raise PlanError(f"the plan is not valid JSON ({error}); it may be truncated: save it again") from None
         if not isinstance(data, dict) or not isinstance(data.get("schema"), int) or "orbits" not in data:
             raise PlanError("the file is not a plan of fxprune: it has no 'schema' and 'orbits'")
+        if data["schema"] < 1:
+            raise PlanError(f"the plan has schema {data['schema']}; schemas count from 1, so the file is damaged")
         if data["schema"] > SCHEMA:
             raise PlanError(
                 f"the plan has schema {data['schema']}, newer than {SCHEMA} which this fxprune reads; upgrade fxprune"
@@ -80,6 +82,8 @@ def _orbit(row: Mapping[str, Any]) -> PlannedOrbit:
     width = int(row["width"])
     if not kept or len(set(kept)) != len(kept) or min(kept) < 0 or max(kept) >= width:
         raise ValueError(f"'kept' of {row['name']} must be distinct classes in 0 … {width - 1}, and at least one")
+    if not row["places"]:
+        raise ValueError(f"{row['name']} has no places")
     return PlannedOrbit(str(row["name"]), width, tuple(sorted(kept)), tuple(row["places"]))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from fxprune.cost import CostModel
 from fxprune.errors import SpecError, TargetError, nearest
 from fxprune.labels.orbits import Orbit, Orbits
+from fxprune.runtime.masks import MASKS
 
 __all__ = ["Constraints", "Target", "choose", "eligible_orbits", "match_layers", "read_amount"]
 
@@ -62,7 +63,7 @@ class Constraints:
 
     round_to: int = 1
     min_width: int = 1
-    max_ratio: float = 1.0
+    max_ratio: float | str = 1.0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow_statistical: bool = False
@@ -70,13 +71,18 @@ class Constraints:
     def __post_init__(self) -> None:
         if self.round_to < 1 or self.min_width < 1:
             raise TargetError(f"round_to ({self.round_to}) and min_width ({self.min_width}) must be at least 1")
-        if not 0 < self.max_ratio <= 1:
+        if not 0 < self.largest_ratio <= 1:
             raise TargetError(f"max_ratio is {self.max_ratio}; give a fraction in (0, 1]")
+
+    @property
+    def largest_ratio(self) -> float:
+        """`max_ratio` as a number."""
+        return _share(self.max_ratio, "max_ratio")
 
     def widths(self, orbit: Orbit) -> list[int]:
         """Return the widths that an orbit may have, descending from its own."""
         unit = self.round_to // math.gcd(self.round_to, orbit.channels)
-        least = max(self.min_width, math.ceil(round(orbit.width * (1 - self.max_ratio), 9)), 1)
+        least = max(self.min_width, math.ceil(round(orbit.width * (1 - self.largest_ratio), 9)), 1)
         return [orbit.width] + [w for w in range(orbit.width - 1, least - 1, -1) if w % unit == 0]
 
 
@@ -86,12 +92,8 @@ def read_amount(value: float | str, what: str, whole: float) -> float:
     >>> read_amount("50%", "macs", 300.0), read_amount(0.5, "macs", 300.0), read_amount(120, "macs", 300.0)
     (150.0, 150.0, 120.0)
     """
-    text = str(value).strip()
-    try:
-        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise TargetError(f"cannot read {what}={value!r}; write a share ('50%', 0.5) or a count (2e9)") from None
-    share = text.endswith("%") or number <= 1
+    number = _share(value, what)
+    share = str(value).strip().endswith("%") or number <= 1
     amount = number * whole if share else number
     if not 0 < amount <= whole:
         raise TargetError(
@@ -101,12 +103,21 @@ def read_amount(value: float | str, what: str, whole: float) -> float:
     return amount
 
 
+def _share(value: float | str, what: str) -> float:
+    """Read a number; "50%" is 0.5."""
+    text = str(value).strip()
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise TargetError(f"cannot read {what}={value!r}; write a share ('50%', 0.5) or a number (2e9)") from None
+
+
 def match_layers(patterns: Iterable[str], module: fx.GraphModule) -> set[str]:
     """Return the modules that any pattern names: by path, by glob over paths, or by type name.
 
     Raises `SpecError` for a pattern that matches nothing, with the nearest name.
     """
-    layers = {name: type(part).__name__ for name, part in module.named_modules() if name}
+    layers = {n: type(part).__name__ for n, part in module.named_modules() if n and n != MASKS}
     parameters = {name.rpartition(".")[0] for name, _ in module.named_parameters()} | {
         name for name, _ in module.named_parameters()
     }
@@ -308,11 +319,7 @@ def read_ratio(value: float | str) -> float:
     >>> read_ratio("30%"), read_ratio(0.3)
     (0.3, 0.3)
     """
-    text = str(value).strip()
-    try:
-        ratio = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise TargetError(f"cannot read ratio={value!r}; write the fraction removed, as '30%' or 0.3") from None
+    ratio = _share(value, "ratio")
     if not 0 <= ratio < 1:
         raise TargetError(f"ratio={value} is outside [0, 1); a ratio is the fraction of channels that is removed")
     return ratio

@@ -40,7 +40,7 @@ class ChannelSelection(Pass):
     scope: str = "global"
     round_to: int = 1
     min_width: int = 1
-    max_ratio: float = 1.0
+    max_ratio: float | str = 1.0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow_statistical: bool = False

@@ -493,12 +493,19 @@ def test_leaf_that_transforms_channels_before_it_absorbs_them() -> None:
     assert_free(cut, "1.weight", 0, 8)
 
 
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
 def test_padding_modes(mode: str) -> None:
     net = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 6, padding_mode=mode), nn.ReLU(), conv(6, 2, padding_mode=mode))
     cut = assert_laws(net, image())
     assert_free(cut, "0.weight", 0, 8)
     assert_free(cut, "2.weight", 0, 6)
+
+
+def test_circular_padding_copies_its_input_and_pins_it() -> None:
+    net = nn.Sequential(conv(3, 8), conv(8, 6, padding_mode="circular"), conv(6, 2))
+    cut = assert_laws(net, image())
+    assert orbits_of(cut, "0.weight", 0) == {None}
+    assert_free(cut, "1.weight", 0, 6)
 
 
 def test_convolution_with_one_output_channel() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxprune.runtime.masks import is_mask
+
 __all__ = ["diff", "dump", "dump_around"]
 
 _DTYPES = {
@@ -54,7 +56,7 @@ def _line(module: fx.GraphModule, node: fx.Node) -> str:
     if node.op == "output":
         return f"output {_argument(node.args[0])}"
     if node.op == "get_attr":
-        return f"%{node.name} = get {node.target}"
+        return f"%{node.name} = get {node.target}{_kept(module, str(node.target))}"
     arguments = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in node.kwargs.items()]
     text = f"%{node.name} = {_target(module, node)}({', '.join(arguments)})"
     if "val" in node.meta:
@@ -62,6 +64,14 @@ def _line(module: fx.GraphModule, node: fx.Node) -> str:
     if node.meta.get("orbits"):
         text += f"  # {node.meta['orbits']}"
     return text
+
+
+def _kept(module: fx.GraphModule, target: str) -> str:
+    """Say how many channels a mask keeps."""
+    if not is_mask(target) or not module.get_buffer(target).is_floating_point():
+        return ""
+    mask = module.get_buffer(target)
+    return f" : keeps {int(mask.count_nonzero())} of {mask.numel()}"
 
 
 def _target(module: fx.GraphModule, node: fx.Node) -> str:

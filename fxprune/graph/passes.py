@@ -18,7 +18,7 @@ from fxprune.errors import FxpruneError, SpecError, VerifyError, nearest
 from fxprune.graph.dump import dump
 from fxprune.graph.verify import output_shapes, verify
 
-__all__ = ["Observer", "Pass", "PassEvent", "Pipeline", "parse_spec", "print_changes"]
+__all__ = ["Observer", "Pass", "PassEvent", "Pipeline", "changes", "parse_spec", "print_changes"]
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,16 @@ class PassEvent:
 Observer = Callable[[PassEvent], None]
 
 
-def print_changes(event: PassEvent) -> None:
-    """Observer: print what each pass changed, as a unified diff of dumps."""
-    print(f"--- {event.name}: {event.seconds:.3f} s{'' if event.modified else ', nothing changed'}")  # noqa: T201
+def changes(event: PassEvent) -> str:
+    """Return what a pass changed: its name and time, and the unified diff of the dumps before and after."""
+    head = f"--- {event.name}: {event.seconds:.3f} s{'' if event.modified else ', nothing changed'}"
     lines = difflib.unified_diff(event.before.splitlines(), dump(event.module).splitlines(), lineterm="", n=0)
-    print("\n".join(list(lines)[2:]))  # noqa: T201
+    return "\n".join([head, *list(lines)[2:]])
+
+
+def print_changes(event: PassEvent) -> None:
+    """Observer: print what each pass changed."""
+    print(changes(event))  # noqa: T201
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ Front ends, in the order that `frontend="auto"` tries them:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -256,7 +258,9 @@ def _carry_inputs(module: fx.GraphModule, inputs: Inputs) -> None:
 
 def _export(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     try:
-        exported = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
+        # What torch.export writes about a failure is whole graphs; its message is kept.
+        with undisturbed(model), contextlib.redirect_stderr(io.StringIO()):
+            exported = torch.export.export(model, inputs.args, inputs.kwargs, strict=False)
     except Exception as error:
         raise TraceError(_first_line(error)) from error
     # check_guards adds a submodule of assertions about sizes that surgery is about to change.

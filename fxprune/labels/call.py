@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch._ops import OpOverload
@@ -20,30 +20,41 @@ def _signature(operator: OpOverload) -> dict[str, tuple[int, Any]]:
     return {a.name: (i, a.default_value) for i, a in enumerate(operator._schema.arguments)}
 
 
+class Surroundings(Protocol):
+    """What the propagation knows at one operator."""
+
+    flow: Flow
+    inputs: list[Tensor]
+    """Values that the current node reads."""
+    may_reshape: bool
+    """Whether surgery can make the current node right after it divided, merged or expanded channels."""
+
+    def read(self, tensor: Tensor) -> Labels:
+        """Return the labels of a tensor."""
+
+    def constant(self, tensor: Tensor) -> Tensor | None:
+        """Return the real values of an integer table, None for a tensor that depends on data."""
+
+    def source(self, tensor: Tensor) -> str | None:
+        """Return the input node of the current node whose zeros are zeros of this tensor."""
+
+
 class Call:
     """Arguments by name, the result, and the labels of every tensor among them."""
 
     def __init__(
-        self,
-        flow: Flow,
-        operator: OpOverload,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        result: Any,
-        read: Callable[[Tensor], Labels],
-        constant: Callable[[Tensor], Tensor | None],
-        source: Callable[[Tensor], str | None],
-        may_reshape: bool,
+        self, around: Surroundings, operator: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        self.flow = flow
+        self.flow = around.flow
+        self.labels = around.read
+        self.constant = around.constant
+        self.source = around.source
+        self.inputs = around.inputs
+        self.may_reshape = around.may_reshape
         self.operator = operator
         self.args = args
         self.kwargs = kwargs
         self.result = result
-        self.labels = read
-        self.constant = constant
-        self.source = source
-        self.may_reshape = may_reshape
 
     def __getitem__(self, name: str) -> Any:
         """The argument `name` of the operator's schema, its default where it was not given."""
@@ -72,6 +83,22 @@ class Call:
         for tensor in self.tensors:
             for label in self.labels(tensor):
                 self.flow.pin(label, text)
+
+    def made(self, size: int) -> Label:
+        """Return the label of a dimension whose positions are all alike: fresh slots, as many as are wanted.
+
+        In a node whose sizes cannot be re-derived it is None, and an input of that size, which it may repeat, is
+        pinned.
+        """
+        if size <= 1:
+            return None
+        if self.may_reshape:
+            return self.flow.slots.fresh(size)
+        for tensor in self.inputs:
+            for label in self.labels(tensor):
+                if label is not None and label.numel() == size:
+                    self.flow.pin(label, "its size may be repeated where it cannot be re-derived")
+        return None
 
     def absorb(self, tensor: Tensor, dim: int) -> None:
         """State that the operator sums over dimension `dim` of an activation, where a mask can stand before it.

@@ -13,7 +13,7 @@ the arguments of one node. Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -22,12 +22,22 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import VerifyError
 from fxprune.graph.inputs import on_meta
 from fxprune.graph.shapes import record_shape
-from fxprune.labels.flow import Labelled
-
-if TYPE_CHECKING:
-    from fxprune.narrowing.kept import Kept
+from fxprune.labels.flow import Label, Labelled
 
 __all__ = ["LITERALS", "Site", "can_rederive", "operator_of", "rederive"]
+
+
+class Kept(Protocol):
+    """What is kept after the cut, by node and label; `fxprune.narrowing.kept.Kept` is one."""
+
+    def value(self, node: str) -> Any:
+        """Return the value of a node before the cut, tensors as `Labelled`."""
+
+    def shapes(self, node: str) -> list[tuple[int, ...]]:
+        """Return the predicted shapes of all tensors in a node's value."""
+
+    def of_label(self, label: Label) -> Tensor | None:
+        """Return bool [positions], or None where all stay."""
 
 
 class Site:

@@ -118,16 +118,25 @@ class _LabelMode(MetaMode):
 
     def observe(self, operator: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         inputs = _tensors(args, kwargs)
-        source = next((s for t in inputs if (s := self.source(t)) is not None), None)
-        if source is not None and _keeps_zeros(operator):
-            self._sources.update((id(t), (t, source)) for t in _tensors(result))
+        self._follow_zeros(operator, inputs, result)
         if not any(id(t) in self._labels for t in inputs) and not _states_facts(operator):
             return
         self.flow.operator = operator_name(operator)
-        call = Call(self.flow, operator, args, kwargs, result, self.read, self._constant, self.source, self.may_reshape)
-        self._assign(result, self._apply(operator, call))
+        self._assign(result, self._apply(operator, Call(self, operator, args, kwargs, result)))
 
-    def _constant(self, tensor: Tensor) -> Tensor | None:
+    def _follow_zeros(self, operator: OpOverload, inputs: list[Tensor], result: Any) -> None:
+        """Note that zeros of the node's input are zeros of the result, where the operator keeps them."""
+        if not _keeps_zeros(operator):
+            return
+        sources = [self.source(t) for t in inputs]
+        known = {source for source in sources if source is not None}
+        # A product is zero where any factor is; a concatenation only where each part comes from the one input.
+        if len(known) == 1 and (None not in sources or operator_name(operator) not in _JOINS):
+            (source,) = known
+            self._sources.update((id(t), (t, source)) for t in _tensors(result))
+
+    def constant(self, tensor: Tensor) -> Tensor | None:
+        """Return the real values of an integer table, None for a tensor that depends on data."""
         return self._constants.get(id(tensor), tensor if tensor.device.type != "meta" else None)
 
     def _apply(self, operator: OpOverload, call: Call) -> Any:
@@ -230,6 +239,9 @@ def _states_facts(operator: OpOverload) -> bool:
 
 
 _ZERO_TO_ZERO = {"aten.mul", "aten.relu", "aten.neg", "aten.abs", "aten._to_copy", "aten.clone", "aten.constant_pad_nd"}
+
+
+_JOINS = ("aten.cat", "aten.stack")
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxprune.labels.call import Call, Rule, nothing
+from fxprune.labels.call import Call, Rule
 from fxprune.labels.flow import Labels
 
 __all__ = ["RULES", "constant"]
@@ -10,9 +10,7 @@ __all__ = ["RULES", "constant"]
 
 def constant(call: Call) -> Labels:
     """Every dimension of a tensor that is equal everywhere gets fresh slots; its sizes are re-derived by surgery."""
-    if not call.may_reshape:
-        return nothing(call.result)
-    return tuple(call.flow.slots.fresh(size) if size > 1 else None for size in call.result.shape)
+    return tuple(call.made(size) for size in call.result.shape)
 
 
 RULES: dict[str, Rule] = {

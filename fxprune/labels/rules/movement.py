@@ -136,13 +136,9 @@ def expand(call: Call) -> Labels:
     before = (1,) * new + tuple(x.shape)
     labels = (None,) * new + call.labels(x)
     return tuple(
-        _copies(call, size) if old == 1 and size > 1 else label
+        call.made(size) if old == 1 and size > 1 else label
         for label, old, size in zip(labels, before, out.shape, strict=True)
     )
-
-
-def _copies(call: Call, count: int) -> Label:
-    return call.flow.slots.fresh(count) if call.may_reshape else None
 
 
 def along(call: Call) -> Labels | list[Labels]:
@@ -315,7 +311,7 @@ def repeat(call: Call) -> Labels:
 
     def tiled(label: Label, size: int, n: int) -> Label:
         if size == 1 and n > 1:
-            return _copies(call, n)
+            return call.made(n)
         return None if label is None else label.repeat(n)
 
     return tuple(tiled(*dimension) for dimension in zip(labels, before, times, strict=True))

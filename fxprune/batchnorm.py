@@ -32,7 +32,7 @@ def recalibrate_batchnorm(module: nn.Module, batches: Iterable[Any]) -> nn.Modul
     data = iter(batches)
     first = next(data, None)
     if first is None:
-        raise InputError("no batch was given to re-estimate batch-norm statistics from; give at least one")
+        raise InputError("no batch was given to re-estimate batch-norm statistics from; give at least one batch")
     momenta = [m.momentum for m in norms]
     training = [(m, m.training) for m in module.modules()]
     module.eval()

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
@@ -19,14 +19,19 @@ from tests.laws import assert_close, assert_laws, randomise
 
 SIZES = {"inception_v3": 299, "alexnet": 128, "vgg16_bn": 64, "squeezenet1_1": 96}
 
-MODELS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121"], {}),
-    **dict.fromkeys(["mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "mnasnet1_0"], {}),
-    **dict.fromkeys(["shufflenet_v2_x1_0", "squeezenet1_1", "regnet_y_400mf", "vgg16_bn", "alexnet"], {}),
-    **dict.fromkeys(["googlenet", "inception_v3"], {"init_weights": False}),
-    **dict.fromkeys(["fcn_resnet50", "deeplabv3_mobilenet_v3_large"], {"weights_backbone": None, "aux_loss": True}),
+OPTIONS: dict[str, dict[str, Any]] = {
+    "googlenet": {"init_weights": False},
+    "inception_v3": {"init_weights": False},
+    "fcn_resnet50": {"weights_backbone": None, "aux_loss": True},
+    "deeplabv3_mobilenet_v3_large": {"weights_backbone": None, "aux_loss": True},
     "lraspp_mobilenet_v3_large": {"weights_backbone": None},
 }
+
+MODELS = (
+    *("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "mobilenet_v2"),
+    *("mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "mnasnet1_0", "shufflenet_v2_x1_0"),
+    *("squeezenet1_1", "regnet_y_400mf", "vgg16_bn", "alexnet", *OPTIONS),
+)
 
 
 class Shortcut(nn.Module):
@@ -70,7 +75,7 @@ def build(name: str, **options: Any) -> tuple[nn.Module, Tensor]:
     if name.startswith("cifar"):
         return cifar_resnet(int(name.removeprefix("cifar_resnet"))).eval(), torch.randn(2, 3, 32, 32)
     size = SIZES.get(name, 64)
-    model = torchvision.models.get_model(name, weights=None, **MODELS[name] | options).eval()
+    model = torchvision.models.get_model(name, weights=None, **OPTIONS.get(name, {}) | options).eval()
     return model, torch.randn(2, 3, size, size)
 
 

@@ -10,7 +10,8 @@ from fxprune.graph.dump import diff, dump
 from fxprune.graph.inputs import Inputs
 from fxprune.graph.passes import Pipeline, print_changes
 from fxprune.graph.tracing import trace
-from fxprune.labels.orbits import Orbit, Orbits, find_orbits
+from fxprune.labels.detection import find_orbits
+from fxprune.labels.orbits import Orbit, Orbits
 from fxprune.plan import Plan
 from fxprune.report import Report
 

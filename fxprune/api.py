@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,12 @@ from fxprune.graph.execution import undisturbed
 from fxprune.graph.facts import trace_facts
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Observer, Pass, Pipeline, parse_spec
-from fxprune.graph.tracing import trace
+from fxprune.graph.shapes import copy_shapes
+from fxprune.graph.tracing import trace, trace_graph
 from fxprune.importance import Criterion, Evidence
+from fxprune.labels.detection import find_orbits
+from fxprune.labels.orbits import Orbits
+from fxprune.narrowing.kept import kept_classes
 from fxprune.plan import Plan, read_plan
 from fxprune.report import Report, make_report
 from passes import PASSES, ChannelSelection, ChannelSurgery, MaskInsertion, PlanApplication
@@ -34,16 +39,28 @@ class Result:
     Attributes:
         module: the slim GraphModule; parameters have the names that they have in the model.
         plan: which channels stayed.
-        report: what happened to every layer.
         traced: the graph before; it shares its parameters with the model.
         inputs: the example inputs that it was traced with.
+        orbits: what was coupled in the model.
+        kept: bool [classes], which classes of channels stayed.
+        notes: what else the report shall say.
+        latency_ms: measured medians before and after, where they were measured.
     """
 
     module: fx.GraphModule
     plan: Plan
-    report: Report
     traced: fx.GraphModule
     inputs: Inputs
+    orbits: Orbits
+    kept: Tensor
+    notes: tuple[str, ...] = ()
+    latency_ms: tuple[float, float] | None = None
+
+    @cached_property
+    def report(self) -> Report:
+        """What happened to every layer."""
+        report = make_report(self.traced, self.orbits, self.kept)
+        return replace(report, notes=(*report.notes, *self.notes), latency_ms=self.latency_ms)
 
     @property
     def changes(self) -> str:
@@ -117,14 +134,12 @@ def prune(
 
 
 def _spell(selection: ChannelSelection) -> str:
-    import dataclasses
-
     plain = selection
     if callable(selection.criterion):
-        plain = dataclasses.replace(plain, criterion=getattr(selection.criterion, "__name__", "callable"))
+        plain = replace(plain, criterion=getattr(selection.criterion, "__name__", "callable"))
     if isinstance(selection.ratio, Mapping):
-        plain = dataclasses.replace(plain, ratio=None)
-    return str(Pipeline((MaskInsertion(), dataclasses.replace(plain, evidence=None), ChannelSurgery())))
+        plain = replace(plain, ratio=None)
+    return str(Pipeline((MaskInsertion(), replace(plain, evidence=None), ChannelSurgery())))
 
 
 def apply_plan(
@@ -147,8 +162,8 @@ def _cut(
     frontend: str,
     observers: tuple[Observer, ...],
 ) -> Result:
-    """Trace, mask, let `choice` write the masks, and cut; plan and report are read from the masked graph between."""
-    traced = trace(model, inputs, frontend=frontend)
+    """Trace, mask, let `choice` write the masks, and cut; the plan is read from the masked graph between."""
+    traced = trace_graph(model, inputs, frontend)
     how: dict[str, Any] = {
         "model": type(model).__name__,
         "frontend": trace_facts(traced).frontend,
@@ -157,12 +172,13 @@ def _cut(
         "seed": seed,
         "versions": {"fxprune": version("fxprune"), "torch": torch.__version__},
     }
-    slim, recorded = traced, None
+    slim = traced
     for step, slim, _ in Pipeline((MaskInsertion(), choice, ChannelSurgery()), observers).steps(traced):
         if step is choice:
-            recorded = read_plan(slim, **how), make_report(slim)
-    assert recorded is not None
-    return Result(slim, *recorded, traced, inputs)
+            orbits = find_orbits(slim)
+            plan, kept = read_plan(slim, orbits, **how), kept_classes(slim, orbits)
+            copy_shapes(slim, traced)
+    return Result(slim, plan, traced, inputs, orbits, kept)
 
 
 def run_passes(

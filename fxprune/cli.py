@@ -20,7 +20,8 @@ from fxprune.errors import SpecError
 from fxprune.graph.dump import dump
 from fxprune.graph.passes import Observer, Pass, PassEvent, changes, parse_spec
 from fxprune.graph.tracing import trace
-from fxprune.labels.orbits import Orbits, find_orbits
+from fxprune.labels.detection import find_orbits
+from fxprune.labels.orbits import Orbits
 from fxprune.latency import measure_latency
 from fxprune.report import LayerRow, Report, make_report
 from fxprune.zoo import BuiltModel, ModelSource, build_model
@@ -117,7 +118,8 @@ def inspect(source: ModelSource, frontend: str, as_json: bool) -> None:
         graph = trace(built.model, built.inputs, frontend=frontend)
         progress.advance()
         orbits = find_orbits(graph)
-        report = make_report(graph, orbits).with_notes(*built.notes)
+        report = make_report(graph, orbits)
+    report = dataclasses.replace(report, notes=(*report.notes, *built.notes))
     _show_orbits(source.name, report, orbits, as_json)
 
 
@@ -205,11 +207,11 @@ def _prune(
     result = api.prune(
         built.model, built.inputs, ratio=_ratio(options["ratio"]), seed=source.seed, observers=observers, **wanted
     )
-    report = result.report.with_notes(*built.notes)
+    latency = None
     if options["latency"]:
-        report = report.with_latency(*measure_latency(built.model, result.module, built.inputs))
+        latency = measure_latency(built.model, result.module, built.inputs)
         progress.advance()
-    return dataclasses.replace(result, report=report)
+    return dataclasses.replace(result, notes=built.notes, latency_ms=latency)
 
 
 def _ratio(given: tuple[str, ...]) -> str | dict[str, Any] | None:

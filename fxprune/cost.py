@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx
@@ -71,8 +72,15 @@ class CostModel:
         self.orbits = orbits
         self.pixels = input_pixels(module)
         self.nodes = [t.node for t in labelling.flow.macs]
-        self._macs = _Products(labelling.flow.macs, labelling.partition.of_slot)
-        self._parameters = _Products(list(_parameter_terms(orbits)), labelling.partition.of_slot)
+
+    @cached_property
+    def _macs(self) -> _Products:
+        labelling = self.orbits.labelling
+        return _Products(labelling.flow.macs, labelling.partition.of_slot)
+
+    @cached_property
+    def _parameters(self) -> _Products:
+        return _Products(list(_parameter_terms(self.orbits)), self.orbits.labelling.partition.of_slot)
 
     def all_kept(self) -> Tensor:
         """float64 [classes] of ones."""

@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 from fxprune.errors import PlanError
-from fxprune.labels.orbits import Orbit, Orbits, find_orbits
+from fxprune.labels.detection import find_orbits
+from fxprune.labels.orbits import Orbit, Orbits
 
 __all__ = ["SCHEMA", "Plan", "PlannedOrbit", "read_plan", "write_masks"]
 

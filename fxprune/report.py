@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tabulate import tabulate
@@ -14,8 +14,9 @@ from torch import Tensor, fx
 
 from fxprune.cost import CostModel
 from fxprune.graph.facts import trace_facts
+from fxprune.labels.detection import find_orbits
 from fxprune.labels.flow import Labelled, TensorSlots
-from fxprune.labels.orbits import Orbits, find_orbits
+from fxprune.labels.orbits import Orbits
 from fxprune.narrowing.kept import Kept, kept_classes
 
 __all__ = ["LayerRow", "Report", "make_report"]
@@ -51,14 +52,6 @@ class Report:
     pinning: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()
     latency_ms: tuple[float, float] | None = None
-
-    def with_latency(self, before: float, after: float) -> Report:
-        """Return the report with measured medians in milliseconds."""
-        return replace(self, latency_ms=(before, after))
-
-    def with_notes(self, *notes: str) -> Report:
-        """Return the report with further notes."""
-        return replace(self, notes=(*self.notes, *notes))
 
     def table(self, style: str = "simple") -> str:
         """Return the layers and totals as text; `style` is any table format of tabulate."""
@@ -111,10 +104,16 @@ def _cells(row: LayerRow) -> Sequence[str]:
     return (row.layer, row.kind, shown, state, *pairs)
 
 
-def make_report(module: fx.GraphModule, orbits: Orbits | None = None) -> Report:
-    """Report a masked graph before and after the cut that its masks plan; a graph without masks keeps everything."""
+def make_report(module: fx.GraphModule, orbits: Orbits | None = None, kept: Tensor | None = None) -> Report:
+    """Report a graph before and after a cut.
+
+    Args:
+        module: the graph before the cut, masked or not.
+        orbits: its orbits, found anew by default.
+        kept: bool [classes], what stays; by default what the masks of the graph keep.
+    """
     orbits = find_orbits(module) if orbits is None else orbits
-    classes = kept_classes(module, orbits)
+    classes = kept_classes(module, orbits) if kept is None else kept
     costs = CostModel(module, orbits)
     keep = classes.double()
     before, after = costs.cost(), costs.cost(keep)

@@ -10,25 +10,18 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, fx
 
+from fxprune.budget import Search, order_steps
 from fxprune.cost import CostModel
 from fxprune.errors import SpecError, TargetError, nearest
 from fxprune.labels.orbits import Orbit, Orbits
 from fxprune.runtime.masks import MASKS
 
 __all__ = ["Constraints", "Target", "choose", "eligible_orbits", "match_layers", "read_amount"]
-
-_CLOSE = 0.002
-"""A budget is met this closely where the granularity of the channels allows."""
-
-_LOOKAHEAD = 64
-_BACKTRACK = 6
-"""How far the last steps before a budget are rearranged to meet it."""
 
 
 @dataclass(frozen=True)
@@ -179,112 +172,16 @@ def choose(
     keep = costs.all_kept()
     if target.ratio is not None:
         return _by_ratio(module, eligible, scores, target.ratio, constraints, scope, keep)
-    steps = _steps(eligible, scores, constraints, scope)
+    steps = order_steps(eligible, scores, [constraints.widths(o) for o in eligible], scope)
     what = "macs" if target.macs is not None else "parameters"
     measure = costs.macs if what == "macs" else costs.parameters
     wanted = target.macs if target.macs is not None else target.parameters
     assert wanted is not None
     amount = read_amount(wanted, what, float(measure(keep)))
-    search = _Search(steps, keep, measure)
+    search = Search(steps, keep, measure)
     if search.cost_of(len(steps)) > amount * (1 + 1e-12):
         raise TargetError(_unreachable(what, wanted, search, float(measure(keep)), orbits, eligible))
     return search.meet(amount)
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """Removals in order: step i removes `classes[ends[i] : ends[i + 1]]` from orbit number `orbit[i]`."""
-
-    classes: Tensor
-    ends: list[int]
-    orbit: list[int]
-
-    def __len__(self) -> int:
-        return len(self.orbit)
-
-    def of(self, i: int) -> Tensor:
-        """Return the classes of one step."""
-        return self.classes[self.ends[i] : self.ends[i + 1]]
-
-
-def _steps(eligible: Sequence[Orbit], scores: Mapping[str, Tensor], constraints: Constraints, scope: str) -> _Steps:
-    keys, sizes, owners, classes = [torch.zeros(0)], [_NONE], [_NONE], [_NONE]
-    for i, orbit in enumerate(eligible):
-        order = scores[orbit.name].argsort(stable=True)
-        gone = orbit.width - torch.tensor(constraints.widths(orbit))
-        totals = torch.cat([torch.zeros(1), scores[orbit.name][order].cumsum(0)])[gone]
-        if scope == "global":
-            # Within an orbit keys never fall, so that a prefix of all steps is a prefix of each orbit's.
-            keys.append((totals.diff() / gone.diff()).cummax(0).values if len(gone) > 1 else totals[:0])
-        else:
-            keys.append(gone[1:] / orbit.width)
-        sizes.append(gone.diff())
-        owners.append(torch.full_like(gone[1:], i))
-        classes.append(orbit.classes[order[: int(gone[-1])]])
-    size = torch.cat(sizes)
-    order = torch.cat(keys).argsort(stable=True)
-    step_of_class = torch.arange(size.numel()).repeat_interleave(size)
-    return _Steps(
-        torch.cat(classes)[order.argsort()[step_of_class].argsort(stable=True)],
-        [0, *size[order].cumsum(0).tolist()],
-        torch.cat(owners)[order].tolist(),
-    )
-
-
-_NONE = torch.zeros(0, dtype=torch.int64)
-
-
-class _Search:
-    """Finds the shortest prefix of steps whose cost is within a budget."""
-
-    def __init__(self, steps: _Steps, keep: Tensor, measure: Callable[[Tensor], Tensor]) -> None:
-        self.steps = steps
-        self.keep = keep
-        self.measure = measure
-
-    def after(self, count: int) -> Tensor:
-        """Return the keep-vector after the first `count` steps."""
-        keep = self.keep.clone()
-        keep[self.steps.classes[: self.steps.ends[count]]] = 0
-        return keep
-
-    def cost_of(self, count: int) -> float:
-        """Return the cost after the first `count` steps."""
-        return float(self.measure(self.after(count)))
-
-    def meet(self, amount: float) -> Tensor:
-        """Return the keep-vector of the largest cost within `amount`."""
-        low, high = 0, len(self.steps)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.cost_of(middle) <= amount else (middle + 1, high)
-        best, cost = self.after(low), self.cost_of(low)
-        for back in range(1, min(low, _BACKTRACK) + 1):
-            if cost >= amount * (1 - _CLOSE):
-                break
-            best, cost = self._finer(low - back, amount, best, cost)
-        return best
-
-    def _finer(self, without: int, amount: float, best: Tensor, cost: float) -> tuple[Tensor, float]:
-        """Leave out the step `without` and its orbit, and look for later ones that come closer to the budget.
-
-        Steps that stay above the budget are taken; of those that cross it, the one that lands highest is kept.
-        """
-        base = self.after(without)
-        skipped = {self.steps.orbit[without]}
-        for i in range(without + 1, min(without + _LOOKAHEAD, len(self.steps))):
-            if self.steps.orbit[i] in skipped:
-                continue
-            keep = base.clone()
-            keep[self.steps.of(i)] = 0
-            found = float(self.measure(keep))
-            if found > amount:
-                base = keep
-                continue
-            skipped.add(self.steps.orbit[i])
-            if found > cost:
-                best, cost = keep, found
-        return best, cost
 
 
 def _by_ratio(
@@ -298,7 +195,7 @@ def _by_ratio(
 ) -> Tensor:
     keep = keep.clone()
     if scope == "global" and not isinstance(ratio, Mapping):
-        steps = _steps(eligible, scores, constraints, scope)
+        steps = order_steps(eligible, scores, [constraints.widths(o) for o in eligible], scope)
         wanted = read_ratio(ratio) * sum(orbit.width for orbit in eligible)
         within = [end for end in steps.ends if end <= wanted + 0.5]
         keep[steps.classes[: within[-1]]] = 0
@@ -342,7 +239,7 @@ def _ratio_of_orbits(
 
 
 def _unreachable(
-    what: str, wanted: float | str, search: _Search, whole: float, orbits: Orbits, eligible: Sequence[Orbit]
+    what: str, wanted: float | str, search: Search, whole: float, orbits: Orbits, eligible: Sequence[Orbit]
 ) -> str:
     least = search.cost_of(len(search.steps))
     held: Counter[str] = Counter()

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fxprune.errors import UsageError
 from fxprune.graph.passes import Pass
 from fxprune.importance import Criterion, Evidence, score_orbits
-from fxprune.labels.orbits import find_orbits
+from fxprune.labels.detection import find_orbits
 from fxprune.runtime.masks import MASKS
 from fxprune.selection import Constraints, Target, choose
 

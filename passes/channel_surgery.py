@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import fx
 
 from fxprune.graph.passes import Pass
-from fxprune.labels.orbits import find_orbits
+from fxprune.labels.detection import find_orbits
 from fxprune.narrowing.kept import Kept, kept_classes
 from fxprune.narrowing.tensors import cut_tensors
 from fxprune.narrowing.walk import narrow_nodes

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.graph.passes import Pass
+from fxprune.labels.detection import find_orbits
 from fxprune.labels.flow import Labelled
-from fxprune.labels.orbits import Orbit, Orbits, find_orbits
+from fxprune.labels.orbits import Orbit, Orbits
 from fxprune.runtime.masks import MASKS, ChannelMasks, mask_channels
 
 __all__ = ["MaskInsertion"]

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import fx
 
 from fxprune.graph.passes import Pass
-from fxprune.labels.orbits import find_orbits
+from fxprune.labels.detection import find_orbits
 
 __all__ = ["OrbitDetection"]
 

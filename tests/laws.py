@@ -17,7 +17,8 @@ from fxprune.graph.dump import dump
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Pass, Pipeline
 from fxprune.graph.tracing import trace
-from fxprune.labels.orbits import Orbits, find_orbits
+from fxprune.labels.detection import find_orbits
+from fxprune.labels.orbits import Orbits
 from passes.channel_surgery import ChannelSurgery
 from passes.mask_insertion import MaskInsertion
 

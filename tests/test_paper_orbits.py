@@ -18,7 +18,8 @@ import torchvision
 from torch import Tensor, fx, nn
 
 from fxprune.graph.tracing import trace
-from fxprune.labels.orbits import Orbits, find_orbits
+from fxprune.labels.detection import find_orbits
+from fxprune.labels.orbits import Orbits
 
 Partition = set[frozenset[str]]
 """Sets of layers whose output channels are pruned jointly."""

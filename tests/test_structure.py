@@ -20,7 +20,7 @@ LAYERS = (
     {"runtime", "console"},
     {"graph"},
     {"labels"},
-    {"narrowing", "cost"},
+    {"narrowing", "cost", "budget"},
     {"importance", "selection", "plan", "batchnorm"},
     {"report"},
     {"artifacts", "latency", "zoo"},

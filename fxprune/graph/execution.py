@@ -124,7 +124,7 @@ def _is_integer_constant(func: OpOverload, args: tuple[Any, ...]) -> bool:
 
 def _execute(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call the operator, or repeat a shape that an equal call gave before."""
-    if is_mutating(func) and torch.Tag.pointwise in func.tags:
+    if is_mutating(func) and torch.Tag.inplace_view not in func.tags:
         return args[0]
     try:
         key = (func, _call_spec(args), _call_spec(tuple(kwargs.items())))

@@ -6,17 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError, InputError
 from fxprune.graph.execution import MetaInterpreter, MetaMode, undisturbed
 
-__all__ = ["input_pixels", "propagate_shapes", "record_shape", "run_error", "shapes_of"]
+__all__ = ["copy_shapes", "input_pixels", "propagate_shapes", "record_shape", "run_error", "shapes_of"]
 
 
 def propagate_shapes(module: fx.GraphModule) -> None:
-    """Write `meta["val"]` (meta tensors) and `meta["tensor_meta"]` into every node.
+    """Write `meta["val"]`, the value with meta tensors for its tensors, into every node.
 
     Raises `InputError` when the graph cannot run on its inputs, naming the node.
     """
@@ -35,8 +34,14 @@ def propagate_shapes(module: fx.GraphModule) -> None:
 def record_shape(node: fx.Node, value: Any) -> None:
     """Write a node's meta value where readers of torch.fx graphs look for it."""
     node.meta["val"] = value
-    if isinstance(value, Tensor):
-        node.meta["tensor_meta"] = _extract_tensor_metadata(value)
+
+
+def copy_shapes(source: fx.GraphModule, target: fx.GraphModule) -> None:
+    """Give every node of `target` the shapes of the node of that name in `source`."""
+    values = {node.name: node.meta["val"] for node in source.graph.nodes if "val" in node.meta}
+    for node in target.graph.nodes:
+        if node.name in values:
+            node.meta["val"] = values[node.name]
 
 
 class _Watched(MetaInterpreter):

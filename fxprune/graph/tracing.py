@@ -28,13 +28,13 @@ from fxprune.graph.inputs import ExampleInputs, Inputs, check_model, on_meta
 from fxprune.graph.modes import merge_modes
 from fxprune.graph.shapes import propagate_shapes
 
-__all__ = ["trace"]
+__all__ = ["trace", "trace_graph"]
 
 _MAX_OPAQUE = 64
 
 
 def trace(model: nn.Module, example_inputs: ExampleInputs, *, frontend: str = "auto") -> fx.GraphModule:
-    """Trace `model` into a GraphModule whose nodes carry shapes.
+    """Trace `model` into a GraphModule whose nodes carry shapes in `meta["val"]`.
 
     Args:
         model: any eager floating-point module; it is not changed. Its parameters are shared with the result.
@@ -46,7 +46,13 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, frontend: str = "a
         InputError: the model is quantised, the inputs do not fit it, or are on another device.
         TraceError: no front end succeeded; the message has each one's reason.
     """
-    inputs = Inputs.of(example_inputs)
+    module = trace_graph(model, Inputs.of(example_inputs), frontend)
+    propagate_shapes(module)
+    return module
+
+
+def trace_graph(model: nn.Module, inputs: Inputs, frontend: str) -> fx.GraphModule:
+    """Trace without shapes, which the first analysis of the graph finds anyway; see `trace`."""
     check_model(model, inputs)
     inputs.bind(model.forward)
     if frontend != "auto" and frontend not in _FRONTENDS:
@@ -68,7 +74,6 @@ def trace(model: nn.Module, example_inputs: ExampleInputs, *, frontend: str = "a
 def _finish(module: fx.GraphModule, reasons: tuple[str, ...]) -> fx.GraphModule:
     facts = trace_facts(module)
     set_trace_facts(module, replace(facts, notes=(*reasons, *facts.notes)))
-    propagate_shapes(module)
     return module
 
 
@@ -88,12 +93,14 @@ class _Tracer(fx.Tracer):
             return True
         if isinstance(m, _LEAF_BASES) and not any(p is not m for p in _modules_with_state(m)):
             return True
-        return super().is_leaf_module(m, module_qualified_name)
+        is_leaf = super().is_leaf_module(m, module_qualified_name)
+        if not is_leaf:
+            self.types.add(type(m))
+        return is_leaf
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        self.types.add(type(m))
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:

@@ -16,7 +16,7 @@ from fxprune.errors import FxpruneError
 from fxprune.graph.execution import MetaInterpreter, MetaMode, undisturbed
 from fxprune.graph.facts import trace_facts
 from fxprune.graph.leaves import follows_input
-from fxprune.graph.shapes import run_error
+from fxprune.graph.shapes import record_shape, run_error
 from fxprune.labels.call import Call, is_labelled, nothing
 from fxprune.labels.flow import Flow, Labelled, Labels, TensorSlots
 from fxprune.labels.literals import can_rederive
@@ -48,7 +48,7 @@ class Labelling:
 
 
 def propagate_labels(module: fx.GraphModule) -> Labelling:
-    """Let labels flow through `module`, whose placeholders carry shapes in `meta["val"]`.
+    """Let labels flow through `module`, whose placeholders carry shapes in `meta["val"]`; all nodes do afterwards.
 
     Raises `InputError` when the graph does not run on those shapes.
     """
@@ -185,6 +185,7 @@ class _LabelMode(MetaMode):
             for tensor in _tensors(value, self.inputs):
                 for label in self.read(tensor):
                     self.flow.pin(label, "returned by the model")
+        record_shape(node, value)
         self.values[node.name] = pytree.tree_map_only(Tensor, lambda t: Labelled(tuple(t.shape), self.read(t)), value)
 
 
@@ -248,4 +249,5 @@ _JOINS = ("aten.cat", "aten.stack")
 def _keeps_zeros(operator: OpOverload) -> bool:
     """Whether a zero of the input is a zero of the result at the place where its label goes."""
     name = operator_name(operator)
-    return name in FAMILIES["movement"] or name in FAMILIES["spatial"] or name in _ZERO_TO_ZERO
+    families = (FAMILIES["movement"], FAMILIES["reshaping"], FAMILIES["spatial"], _ZERO_TO_ZERO)
+    return any(name in family for family in families)

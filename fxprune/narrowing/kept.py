@@ -40,16 +40,20 @@ class Kept:
     def __init__(self, orbits: Orbits, classes: Tensor) -> None:
         self.labelling = orbits.labelling
         self._slots = classes[orbits.labelling.partition.of_slot]
-        self._of_label: dict[int, Tensor] = {}
+        self._of_label: dict[int, tuple[Tensor | None, int]] = {}
 
     def of_label(self, label: Label) -> Tensor | None:
         """Return bool [positions], or None where all stay."""
-        if label is None:
-            return None
-        if id(label) not in self._of_label:
-            self._of_label[id(label)] = self._slots[label]
-        found = self._of_label[id(label)]
-        return None if bool(found.all()) else found
+        return None if label is None else self._look_up(label)[0]
+
+    def _look_up(self, label: Tensor) -> tuple[Tensor | None, int]:
+        """Return which positions of a label stay, None for all, and how many."""
+        known = self._of_label.get(id(label))
+        if known is None:
+            mask = self._slots[label]
+            count = int(mask.sum())
+            known = self._of_label[id(label)] = (None if count == label.numel() else mask, count)
+        return known
 
     def of_tensor(self, tensor: TensorSlots) -> list[Tensor | None]:
         """Return for each dimension of a parameter or buffer the positions int64 that stay, None for all."""
@@ -61,11 +65,10 @@ class Kept:
 
     def shape(self, value: Labelled) -> tuple[int, ...]:
         """Return the predicted shape of a value."""
-        sizes = []
-        for size, label in zip(value.shape, value.labels, strict=True):
-            kept = self.of_label(label)
-            sizes.append(size if kept is None else int(kept.sum()))
-        return tuple(sizes)
+        return tuple(
+            size if label is None else self._look_up(label)[1]
+            for size, label in zip(value.shape, value.labels, strict=True)
+        )
 
     def value(self, node: str) -> Any:
         """Return the value of a node before the cut, tensors as `Labelled`."""

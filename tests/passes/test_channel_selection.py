@@ -9,7 +9,7 @@ from fxprune.cost import CostModel
 from fxprune.errors import TargetError, UsageError
 from fxprune.graph.passes import Pipeline
 from fxprune.importance import CRITERIA, Evidence
-from fxprune.labels.orbits import find_orbits
+from fxprune.labels.detection import find_orbits
 from fxprune.narrowing.kept import kept_classes
 from passes import ChannelSelection, MaskInsertion
 from tests.passes.nets import Concatenation, Residual, masked, traced

@@ -23,6 +23,7 @@ def test_golden(golden: Callable[[str, str], None]) -> None:
 
 def test_metadata_is_where_readers_of_graphs_look() -> None:
     module = traced(Residual())
+    ShapePropagation()(module)
     stem = next(n for n in module.graph.nodes if n.name == "stem")
     assert stem.meta["tensor_meta"].shape == torch.Size([2, 4, 4, 4])
     assert stem.meta["tensor_meta"].dtype is torch.float32

@@ -13,7 +13,16 @@ import torch
 from torch._ops import OpOverload
 
 from fxprune.labels.call import Rule
-from fxprune.labels.rules import contraction, creation, movement, normalisation, pointwise, reduction, spatial
+from fxprune.labels.rules import (
+    contraction,
+    creation,
+    movement,
+    normalisation,
+    pointwise,
+    reduction,
+    reshaping,
+    spatial,
+)
 
 __all__ = ["FAMILIES", "RULES", "find_rule", "operator_name"]
 
@@ -21,6 +30,7 @@ FAMILIES: dict[str, dict[str, Rule]] = {
     "pointwise": pointwise.RULES,
     "contraction": contraction.RULES,
     "movement": movement.RULES,
+    "reshaping": reshaping.RULES,
     "spatial": spatial.RULES,
     "normalisation": normalisation.RULES,
     "reduction": reduction.RULES,

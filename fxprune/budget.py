@@ -33,14 +33,15 @@ class Steps:
     def __len__(self) -> int:
         return len(self.orbit)
 
-    def of(self, i: int) -> Tensor:
-        """Return the classes of one step."""
-        return self.classes[self.ends[i] : self.ends[i + 1]]
+    def removed_by(self, taken: Sequence[int]) -> Tensor:
+        """Return the classes that some of the steps remove."""
+        starts, ends = torch.tensor(self.ends[:-1]), torch.tensor(self.ends[1:])
+        mask = torch.zeros(len(self), dtype=torch.bool)
+        mask[list(taken)] = True
+        return self.classes[mask.repeat_interleave(ends - starts)]
 
 
-def order_steps(
-    orbits: Sequence[Orbit], scores: Mapping[str, Tensor], widths: Sequence[Sequence[int]], scope: str
-) -> Steps:
+def order_steps(orbits: Sequence[Orbit], scores: Mapping[str, Tensor], widths: Sequence[Tensor], scope: str) -> Steps:
     """Put the removals of all orbits into one order.
 
     Each step takes an orbit from one of its allowed `widths` (descending) to the next, least important classes first.
@@ -50,7 +51,7 @@ def order_steps(
     keys, sizes, owners, classes = [torch.zeros(0)], [_NONE], [_NONE], [_NONE]
     for i, (orbit, allowed) in enumerate(zip(orbits, widths, strict=True)):
         order = scores[orbit.name].argsort(stable=True)
-        gone = orbit.width - torch.tensor(allowed)
+        gone = orbit.width - allowed
         totals = torch.cat([torch.zeros(1), scores[orbit.name][order].cumsum(0)])[gone]
         if scope == "global":
             # Within an orbit keys never fall, so that a prefix of all steps is a prefix of each orbit's.
@@ -71,53 +72,56 @@ def order_steps(
 
 
 class Search:
-    """Finds the shortest prefix of steps whose cost is within a budget."""
+    """Finds the shortest prefix of steps whose cost is within a budget.
 
-    def __init__(self, steps: Steps, keep: Tensor, measure: Callable[[Tensor], Tensor]) -> None:
+    `measure` is the cost as a function of the widths that the orbits keep, float64 [orbits].
+    """
+
+    def __init__(self, steps: Steps, orbits: Sequence[Orbit], measure: Callable[[Tensor], float]) -> None:
         self.steps = steps
-        self.keep = keep
         self.measure = measure
+        self.widths = torch.tensor([orbit.width for orbit in orbits], dtype=torch.float64)
+        self.owner = torch.tensor(steps.orbit, dtype=torch.int64)
+        self.sizes = torch.tensor(steps.ends).diff().double()
 
     def after(self, count: int) -> Tensor:
-        """Return the keep-vector after the first `count` steps."""
-        keep = self.keep.clone()
-        keep[self.steps.classes[: self.steps.ends[count]]] = 0
-        return keep
+        """Return the widths that are kept after the first `count` steps."""
+        return self.widths.index_add(0, self.owner[:count], -self.sizes[:count])
 
     def cost_of(self, count: int) -> float:
         """Return the cost after the first `count` steps."""
-        return float(self.measure(self.after(count)))
+        return self.measure(self.after(count))
 
-    def meet(self, amount: float) -> Tensor:
-        """Return the keep-vector of the largest cost within `amount`."""
+    def meet(self, amount: float) -> list[int]:
+        """Return the steps to take for the largest cost within `amount`."""
         low, high = 0, len(self.steps)
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if self.cost_of(middle) <= amount else (middle + 1, high)
-        best, cost = self.after(low), self.cost_of(low)
+        best, cost = list(range(low)), self.cost_of(low)
         for back in range(1, min(low, _BACKTRACK) + 1):
             if cost >= amount * (1 - _CLOSE):
                 break
             best, cost = self._finer(low - back, amount, best, cost)
         return best
 
-    def _finer(self, without: int, amount: float, best: Tensor, cost: float) -> tuple[Tensor, float]:
+    def _finer(self, without: int, amount: float, best: list[int], cost: float) -> tuple[list[int], float]:
         """Leave out the step `without` and its orbit, and look for later ones that come closer to the budget.
 
         Steps that stay above the budget are taken; of those that cross it, the one that lands highest is kept.
         """
-        base = self.after(without)
+        taken, widths = list(range(without)), self.after(without)
         skipped = {self.steps.orbit[without]}
         for i in range(without + 1, min(without + _LOOKAHEAD, len(self.steps))):
             if self.steps.orbit[i] in skipped:
                 continue
-            keep = base.clone()
-            keep[self.steps.of(i)] = 0
-            found = float(self.measure(keep))
+            narrower = widths.clone()
+            narrower[self.steps.orbit[i]] -= self.sizes[i]
+            found = self.measure(narrower)
             if found > amount:
-                base = keep
+                taken, widths = [*taken, i], narrower
                 continue
             skipped.add(self.steps.orbit[i])
             if found > cost:
-                best, cost = keep, found
+                best, cost = [*taken, i], found
         return best, cost

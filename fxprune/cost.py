@@ -9,7 +9,7 @@ probabilities the differentiable expected cost of paper 001, §5.1. One MAC is o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from fxprune.graph.shapes import input_pixels
 from fxprune.labels.flow import Term
-from fxprune.labels.orbits import Orbits
+from fxprune.labels.orbits import Orbit, Orbits
 
 __all__ = ["Cost", "CostModel"]
 
@@ -38,30 +38,46 @@ class _Products:
 
     def __init__(self, terms: Sequence[Term], of_slot: Tensor) -> None:
         self.coefficients = torch.tensor([t.coefficient for t in terms], dtype=torch.float64)
-        distinct: dict[int, tuple[int, Tensor]] = {}
+        rows: dict[bytes, int] = {}
+        held: list[Tensor] = []
+        # factors[t, k] is the row of the k-th label of term t; the row after the last is the constant 1.
+        factors: list[list[int]] = []
         for term in terms:
+            factors.append([])
             for label in term.labels:
-                distinct.setdefault(id(label), (len(distinct), label))
-        self.rows = torch.cat(
-            [torch.full((label.numel(),), row) for row, label in distinct.values()]
-            or [torch.zeros(0, dtype=torch.int64)]
-        )
-        self.classes = of_slot[
-            torch.cat([label for _, label in distinct.values()] or [torch.zeros(0, dtype=torch.int64)])
-        ]
-        self.size = len(distinct)
-        # factors[t, k] is the row of the k-th label of term t; row `size` is the constant 1.
-        order = max((len(t.labels) for t in terms), default=0)
-        self.factors = torch.full((len(terms), order), self.size)
-        for i, term in enumerate(terms):
-            for k, label in enumerate(term.labels):
-                self.factors[i, k] = distinct[id(label)][0]
+                classes = of_slot[label]
+                row = rows.setdefault(classes.numpy().tobytes(), len(rows))
+                if row == len(held):
+                    held.append(classes)
+                factors[-1].append(row)
+        self.size = len(held)
+        order = max(map(len, factors), default=0)
+        self.factors = torch.tensor([f + [self.size] * (order - len(f)) for f in factors], dtype=torch.int64)
+        self.rows = torch.arange(self.size).repeat_interleave(torch.tensor([len(h) for h in held], dtype=torch.int64))
+        self.classes = torch.cat([torch.zeros(0, dtype=torch.int64), *held])
 
     def each(self, keep: Tensor) -> Tensor:
         """float64 [terms]: every product under `keep` float64 [classes]; differentiable in `keep`."""
-        sizes = keep.new_zeros(self.size).index_add(0, self.rows, keep[self.classes])
-        sizes = torch.cat([sizes, keep.new_ones(1)])
-        return self.coefficients.to(keep.device) * sizes[self.factors].prod(1)
+        return self._multiply(keep.new_zeros(self.size).index_add(0, self.rows, keep[self.classes]))
+
+    def _multiply(self, sizes: Tensor) -> Tensor:
+        sizes = torch.cat([sizes, sizes.new_ones(1)])
+        return self.coefficients.to(sizes.device) * sizes[self.factors].prod(1)
+
+    def by_width(self, orbits: Sequence[Orbit], count: int) -> Callable[[Tensor], float]:
+        """Return the sum as a function of the kept widths of `orbits`, float64 [orbits], all else being kept.
+
+        The classes of an orbit occur equally often in every label, so that its width says all.
+        """
+        owner = torch.full((count,), len(orbits))
+        for i, orbit in enumerate(orbits):
+            owner[orbit.classes] = i
+        table = torch.zeros(self.size, len(orbits) + 1, dtype=torch.float64)
+        places = self.rows * (len(orbits) + 1) + owner[self.classes]
+        table.view(-1).index_add_(0, places, torch.ones(len(places), dtype=torch.float64))
+        rest = table[:, -1]
+        per_class = table[:, :-1] / torch.tensor([orbit.width for orbit in orbits], dtype=torch.float64)
+        return lambda widths: float(self._multiply(rest + per_class @ widths).sum())
 
 
 class CostModel:
@@ -93,6 +109,11 @@ class CostModel:
     def parameters(self, keep: Tensor) -> Tensor:
         """Number of parameters (float64 scalar) for keep-masks or probabilities float64 [classes]."""
         return self._parameters.each(keep).sum()
+
+    def by_width(self, what: str, orbits: Sequence[Orbit]) -> Callable[[Tensor], float]:
+        """Return "macs" or "parameters" as a function of the kept widths of `orbits`, float64 [orbits]."""
+        products = self._macs if what == "macs" else self._parameters
+        return products.by_width(orbits, self.orbits.labelling.partition.count)
 
     def macs_by_node(self, keep: Tensor) -> dict[str, int]:
         """Multiply-accumulates of every node that has any."""

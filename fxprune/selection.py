@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from fxprune.budget import Search, order_steps
@@ -72,11 +73,12 @@ class Constraints:
         """`max_ratio` as a number."""
         return _share(self.max_ratio, "max_ratio")
 
-    def widths(self, orbit: Orbit) -> list[int]:
-        """Return the widths that an orbit may have, descending from its own."""
+    def widths(self, orbit: Orbit) -> Tensor:
+        """Return the widths that an orbit may have, int64, descending from its own."""
         unit = self.round_to // math.gcd(self.round_to, orbit.channels)
         least = max(self.min_width, math.ceil(round(orbit.width * (1 - self.largest_ratio), 9)), 1)
-        return [orbit.width] + [w for w in range(orbit.width - 1, least - 1, -1) if w % unit == 0]
+        narrower = torch.arange(orbit.width - 1, min(least, orbit.width) - 1, -1)
+        return torch.cat([torch.tensor([orbit.width]), narrower[narrower % unit == 0]])
 
 
 def read_amount(value: float | str, what: str, whole: float) -> float:
@@ -130,7 +132,7 @@ def match_layers(patterns: Iterable[str], module: fx.GraphModule) -> set[str]:
 def eligible_orbits(module: fx.GraphModule, orbits: Orbits, constraints: Constraints) -> list[Orbit]:
     """Return the orbits that may lose channels: masked, exact unless allowed, included and not excluded."""
     included = match_layers(constraints.include, module) if constraints.include else None
-    excluded = match_layers(constraints.exclude, module)
+    excluded = match_layers(constraints.exclude, module) if constraints.exclude else set()
     return [
         orbit
         for orbit in orbits
@@ -174,14 +176,15 @@ def choose(
         return _by_ratio(module, eligible, scores, target.ratio, constraints, scope, keep)
     steps = order_steps(eligible, scores, [constraints.widths(o) for o in eligible], scope)
     what = "macs" if target.macs is not None else "parameters"
-    measure = costs.macs if what == "macs" else costs.parameters
+    whole = float((costs.macs if what == "macs" else costs.parameters)(keep))
     wanted = target.macs if target.macs is not None else target.parameters
     assert wanted is not None
-    amount = read_amount(wanted, what, float(measure(keep)))
-    search = Search(steps, keep, measure)
+    amount = read_amount(wanted, what, whole)
+    search = Search(steps, eligible, costs.by_width(what, eligible))
     if search.cost_of(len(steps)) > amount * (1 + 1e-12):
-        raise TargetError(_unreachable(what, wanted, search, float(measure(keep)), orbits, eligible))
-    return search.meet(amount)
+        raise TargetError(_unreachable(what, wanted, search, whole, orbits, eligible))
+    keep[steps.removed_by(search.meet(amount))] = 0
+    return keep
 
 
 def _by_ratio(
@@ -205,7 +208,7 @@ def _by_ratio(
         if orbit.name not in ratios:
             continue
         wanted = orbit.width * (1 - ratios[orbit.name])
-        width = min(constraints.widths(orbit), key=lambda w: (abs(w - wanted), w))
+        width = min(constraints.widths(orbit).tolist(), key=lambda w: (abs(w - wanted), w))
         keep[orbit.classes[scores[orbit.name].argsort(stable=True)[: orbit.width - width]]] = 0
     return keep
 

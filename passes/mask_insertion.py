@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -57,19 +58,19 @@ def _sites(module: fx.GraphModule, orbits: Orbits, owners: Tensor) -> Iterator[t
     """Yield (absorbing node, its input, dimension, class of each channel), each once."""
     nodes = {node.name: node for node in module.graph.nodes}
     part = orbits.labelling.partition
-    absorbed: dict[tuple[str, str], Tensor] = {}
+    absorbed: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     for event in orbits.labelling.flow.absorbed:
-        classes = part.of_slot[event.label]
-        key = (event.node, event.source)
-        absorbed[key] = torch.cat([absorbed[key], classes]) if key in absorbed else classes
+        absorbed[event.node, event.source].append(part.of_slot[event.label])
     for (node, source), classes in absorbed.items():
         value = orbits.labelling.values[source]
         assert isinstance(value, Labelled)
+        here = torch.zeros(part.count, dtype=torch.bool)
+        here[torch.cat(classes)] = True
         for dim, label in enumerate(value.labels):
             if label is None:
                 continue
             held = part.of_slot[label]
-            if ((owners[held] >= 0) & torch.isin(held, classes)).any():
+            if ((owners[held] >= 0) & here[held]).any():
                 yield nodes[node], nodes[source], dim, held
 
 

@@ -74,6 +74,11 @@ def test_constraints() -> None:
     assert widths(select(wide(), macs="60%", include=("3",)))[::2] == [64, 64]
 
 
+def test_an_orbit_narrower_than_the_least_width_stays_whole() -> None:
+    assert widths(select(wide(), ratio=0.5, scope="uniform", min_width=100)) == [64, 100, 64]
+    assert widths(select(wide(8), ratio=0.5, scope="uniform", round_to=16)) == [8, 16, 8]
+
+
 def test_the_least_important_channels_leave() -> None:
     model = wide(8)
     with torch.no_grad():

@@ -122,7 +122,8 @@ def _find(module: fx.GraphModule) -> Orbits:
     orbit_of[free] = rank
     classes = _group(free, rank)
     members = _members(places, orbit_of, classes)
-    producers, absorbers = _producers(module, labelling, orbit_of), _absorbers(labelling, orbit_of)
+    absorbers = _absorbers(labelling, orbit_of)
+    producers = _producers(module, labelling, orbit_of, absorbers)
     orbits = tuple(
         Orbit(
             f"orbit_{i}",
@@ -186,10 +187,13 @@ def _absorbers(labelling: Labelling, orbit_of: Tensor) -> dict[int, list[str]]:
     return defaultdict(list, {orbit: list(nodes) for orbit, nodes in found.items()})
 
 
-def _producers(module: fx.GraphModule, labelling: Labelling, orbit_of: Tensor) -> dict[int, list[str]]:
-    """Return the nodes whose value has an orbit's channels although none of their inputs has them.
+def _producers(
+    module: fx.GraphModule, labelling: Labelling, orbit_of: Tensor, absorbers: dict[int, list[str]]
+) -> dict[int, list[str]]:
+    """Return the nodes whose value has an orbit's channels although no input hands them on.
 
-    These are convolutions and linears that make channels, and parameters that are read directly.
+    These are convolutions and linears, which absorb what they take and make channels anew, and parameters that are
+    read directly.
     """
     found: dict[int, dict[str, None]] = defaultdict(dict)
     seen: dict[int, set[int]] = {}
@@ -208,6 +212,7 @@ def _producers(module: fx.GraphModule, labelling: Labelling, orbit_of: Tensor) -
     inside = {name: orbits_in(value) for name, value in labelling.values.items()}
     for node in module.graph.nodes:
         inherited = set().union(*(inside.get(i.name, set()) for i in node.all_input_nodes))
-        for orbit in inside.get(node.name, set()) - inherited:
-            found[orbit][node.name] = None
+        for orbit in sorted(inside.get(node.name, set())):
+            if orbit not in inherited or node.name in absorbers[orbit]:
+                found[orbit][node.name] = None
     return defaultdict(list, {orbit: list(nodes) for orbit, nodes in found.items()})

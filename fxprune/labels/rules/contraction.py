@@ -1,9 +1,12 @@
-"""Operators that multiply and sum over a shared dimension: they absorb channels and make new ones."""
+"""Operators that multiply and sum over a shared dimension: they absorb channels and make new ones.
+
+`linear`, `matmul`, `einsum` and scaled dot-product attention reach these rules as `addmm` and `bmm`: on meta tensors
+PyTorch decomposes them.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,18 +118,6 @@ def _plus_self(call: Call, out: Labels) -> Labels:
     return broadcast(call.flow, [(call.result, out), (added, call.labels(added))])
 
 
-def linear(call: Call) -> Labels:
-    """`aten.linear`: [.., k] × [n, k] + [n]; most builds decompose it into `addmm`."""
-    x, weight, bias = call["input"], call["weight"], call["bias"]
-    lx, lw = call.labels(x), call.labels(weight)
-    call.contract((x, x.dim() - 1), (weight, 1))
-    call.flow.play(lw[0], "output")
-    call.flow.play(lw[1], "input")
-    call.flow.count_macs(1, *zip(lx[:-1], x.shape[:-1], strict=True), *zip(lw, weight.shape, strict=True))
-    out = lw[0] if bias is None else call.flow.unite(lw[0], call.labels(bias)[0])
-    return (*lx[:-1], out)
-
-
 def vector_product(call: Call) -> Labels:
     """`mv` and `dot`: the last dimension of the first operand times the only one of the second.
 
@@ -135,21 +126,6 @@ def vector_product(call: Call) -> Labels:
     a, b = call.tensors
     call.contract((a, a.dim() - 1), (b, 0))
     return call.labels(a)[:-1]
-
-
-def attention(call: Call) -> list[Labels]:
-    """Fused scaled dot-product attention: [.., n, d] × [.., m, d] → softmax over m → × [.., m, v]."""
-    q, k, v = call["query"], call["key"], call["value"]
-    lq, lk, lv = (call.labels(t) for t in (q, k, v))
-    call.contract((q, q.dim() - 1), (k, k.dim() - 1))
-    batch = broadcast(call.flow, [(t.flatten(-2)[..., 0], labels[:-2]) for t, labels in ((q, lq), (k, lk), (v, lv))])
-    for label in (lk[-2], lv[-2]):
-        call.flow.pin(label, "attention takes a softmax over this dimension")
-    rest: list[Any] = [*zip(batch, q.shape[:-2], strict=True), (lq[-2], q.shape[-2])]
-    call.flow.count_macs(k.shape[-2], *rest, (lq[-1], q.shape[-1]))
-    call.flow.count_macs(k.shape[-2], *rest, (lv[-1], v.shape[-1]))
-    out: Labels = (*batch, lq[-2], lv[-1])
-    return [out, *(nothing(r) if isinstance(r, Tensor) else () for r in call.result[1:])]
 
 
 def embedding(call: Call) -> Labels:
@@ -165,13 +141,7 @@ RULES: dict[str, Rule] = {
     "aten.bmm": mm,
     "aten.addmm": addmm,
     "aten.baddbmm": baddbmm,
-    "aten.linear": linear,
     "aten.mv": vector_product,
     "aten.dot": vector_product,
     "aten.embedding": embedding,
-    "aten._scaled_dot_product_flash_attention_for_cpu": attention,
-    "aten._scaled_dot_product_flash_attention": attention,
-    "aten._scaled_dot_product_efficient_attention": attention,
-    "aten._scaled_dot_product_cudnn_attention": attention,
-    "aten._scaled_dot_product_fused_attention_overrideable": attention,
 }

@@ -2,7 +2,7 @@
 
 Both sides do one whole job on a fresh copy of the same model: find what is coupled, rank channels by their l2 norm,
 remove about half of the multiply-accumulates. For fxprune that is `fxprune.prune(model, x, macs="50%",
-criterion="l2")`: trace, orbits, selection, surgery and report. For Torch-Pruning it is `BasePruner(...)` and `step()`
+criterion="l2")`: trace, orbits, selection and surgery. For Torch-Pruning it is `BasePruner(...)` and `step()`
 with the options of its README. Building and copying models, counting MACs and running the results are not timed. The
 two alternate, so that a drift of the machine's speed meets both.
 
@@ -166,7 +166,7 @@ def compare(name: str, jobs: Sequence[Job], repeats: int) -> list[Side]:
 
 
 def measure_stages(name: str, repeats: int) -> dict[str, float]:
-    """Return median seconds of fxprune's stages on a model; "report, plan, diff" is what the others leave."""
+    """Return median seconds of fxprune's stages on a model; "the rest" is what the others leave."""
     model, x = build(name)
     found: dict[str, list[float]] = {stage: [] for stage in ("trace", *PASSES, "total")}
     for _ in range(repeats):
@@ -183,7 +183,7 @@ def measure_stages(name: str, repeats: int) -> dict[str, float]:
         fxprune.prune(model, x, macs="50%", criterion="l2", observers=[note])
     medians = {stage: statistics.median(seconds) for stage, seconds in found.items()}
     total = medians.pop("total")
-    return {**medians, "report, plan, diff": total - sum(medians.values()), "total": total}
+    return {**medians, "the rest": total - sum(medians.values()), "total": total}
 
 
 def geometric_mean(values: Sequence[float]) -> float:

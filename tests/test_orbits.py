@@ -113,3 +113,27 @@ def test_changes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_graph_without_shapes_is_refused() -> None:
     with pytest.raises(InputError, match=r"make it with fxprune\.trace"):
         fxprune.find_orbits(torch.fx.symbolic_trace(Residual()))
+
+
+@torch.fx.wrap
+def view(x: Tensor, size: int) -> Tensor:
+    """Not torch's: it takes the size of one sample."""
+    return x.reshape(-1, size)
+
+
+class Foreign(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 1)
+        self.b = nn.Linear(8 * 16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(view(self.a(x), 8 * 16))
+
+
+def test_a_function_that_only_shares_its_name_with_one_of_torch_pins() -> None:
+    model = Foreign().eval()
+    module = fxprune.trace(model, torch.zeros(1, 3, 4, 4))
+    orbits = fxprune.find_orbits(module)
+    assert len(orbits) == 0
+    assert {p.reason.node for p in orbits.pinned if p.parameter == "a.weight" and p.dimension == 0} == {"view"}

@@ -106,13 +106,17 @@ Rewrite = Callable[[Site], None]
 
 
 def operator_of(node: fx.Node) -> str:
-    """Return an operator's plain name: `view` for a method, a torch function or an ATen overload."""
+    """Return an operator's plain name: `view` for a method, a torch function or an ATen overload.
+
+    A function from elsewhere keeps the name of its module, so that no `view` of somebody's passes for torch's.
+    """
     if node.op == "call_method":
         return str(node.target)
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.split("::")[1]
-    return getattr(target, "__name__", str(target))
+    name, home = getattr(target, "__name__", str(target)), getattr(target, "__module__", None) or "torch"
+    return name if home.partition(".")[0] in ("torch", "_operator", "builtins") else f"{home}.{name}"
 
 
 def rederive(site: Site) -> None:

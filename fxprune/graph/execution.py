@@ -81,12 +81,12 @@ class MetaMode(TorchDispatchMode):
 
     def twin(self, tensor: Tensor) -> Tensor:
         """Return the meta tensor that stands for a real one; always the same for the same tensor."""
-        if tensor.device.type == "meta":
+        if tensor.is_meta:
             return tensor
         found = self._twins.get(id(tensor))
         if found is None:
             # The real tensor is kept as well, so that its id is not given to another one.
-            found = self._twins[id(tensor)] = (tensor, on_meta(tensor.detach()))
+            found = self._twins[id(tensor)] = (tensor, on_meta(tensor))
         return found[1]
 
     def _replace(self, value: Any) -> Any:
@@ -116,10 +116,12 @@ class MetaMode(TorchDispatchMode):
 
 def _is_integer_constant(func: OpOverload, args: tuple[Any, ...]) -> bool:
     """Whether the operator reads real integer tensors only: index tables are computed for real."""
+    if args and isinstance(args[0], Tensor) and (args[0].is_meta or args[0].is_floating_point()):
+        return False
     tensors = [t for a in args for t in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(t, Tensor)]
     if not tensors or is_mutating(func):
         return False
-    return all(t.device.type != "meta" and not t.is_floating_point() for t in tensors)
+    return not any(t.is_meta or t.is_floating_point() for t in tensors)
 
 
 def _execute(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

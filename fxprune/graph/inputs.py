@@ -65,13 +65,9 @@ ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | Input
 
 def on_meta(value: Any) -> Any:
     """Return `value` with every tensor replaced by a meta tensor of equal size, stride and dtype."""
-
-    def twin(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return torch.empty_strided(leaf.size(), leaf.stride(), dtype=leaf.dtype, device="meta")
-
-    return pytree.tree_map(twin, value)
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
+    return pytree.tree_map_only(Tensor, on_meta, value)
 
 
 def check_model(model: nn.Module, inputs: Inputs) -> None:

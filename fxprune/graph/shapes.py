@@ -70,6 +70,8 @@ def run_error(module: fx.GraphModule, node: fx.Node | None, error: BaseException
 
 def shapes_of(value: Any) -> list[torch.Size]:
     """Return the shapes of all tensors in a nested value, in order."""
+    if isinstance(value, Tensor):
+        return [value.shape]
     return [leaf.shape for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 

@@ -186,7 +186,13 @@ class _LabelMode(MetaMode):
                 for label in self.read(tensor):
                     self.flow.pin(label, "returned by the model")
         record_shape(node, value)
-        self.values[node.name] = pytree.tree_map_only(Tensor, lambda t: Labelled(tuple(t.shape), self.read(t)), value)
+        self.values[node.name] = self._labelled(value)
+
+    def _labelled(self, value: Any) -> Any:
+        """Return a node's value with every tensor replaced by its size and labels."""
+        if isinstance(value, Tensor):
+            return Labelled(tuple(value.shape), self.read(value))
+        return pytree.tree_map_only(Tensor, self._labelled, value)
 
 
 class _LabelInterpreter(MetaInterpreter):

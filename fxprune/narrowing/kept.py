@@ -76,5 +76,8 @@ class Kept:
 
     def shapes(self, node: str) -> list[tuple[int, ...]]:
         """Return the predicted shapes of all tensors in a node's value."""
-        leaves = pytree.tree_leaves(self.value(node), is_leaf=lambda v: isinstance(v, Labelled))
+        value = self.value(node)
+        if isinstance(value, Labelled):
+            return [self.shape(value)]
+        leaves = pytree.tree_leaves(value, is_leaf=lambda v: isinstance(v, Labelled))
         return [self.shape(leaf) for leaf in leaves if isinstance(leaf, Labelled)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -108,6 +110,16 @@ def test_changes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--- mask-insertion" in printed
     assert "+%masks_orbit_0 = get masks.orbit_0 : keeps" in printed
     assert "-%stem = stem Conv2d(3→4)(%x)" in printed
+
+
+def test_an_analysis_keeps_nothing_alive() -> None:
+    module = masked(Residual())
+    fxprune.find_orbits(module)
+    result = fxprune.prune(Residual().eval(), torch.zeros(2, 3, 4, 4), macs="50%")
+    alive = [weakref.ref(module), weakref.ref(result.module), weakref.ref(result.traced)]
+    del module, result
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None, None]
 
 
 def test_a_graph_without_shapes_is_refused() -> None:

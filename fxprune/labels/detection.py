@@ -46,15 +46,19 @@ _known: WeakKeyDictionary[fx.GraphModule, tuple[list[Any], Orbits]] = WeakKeyDic
 
 
 def _state(module: fx.GraphModule) -> list[Any]:
-    """Return everything about a module that its orbits depend on, as if it had no masks."""
-    nodes = []
-    for n in module.graph.nodes:
-        if n.target is mask_channels or (n.op == "get_attr" and is_mask(str(n.target))):
-            continue
-        args, kwargs = n.args, n.kwargs
-        if any(i.target is mask_channels for i in n.all_input_nodes):
-            args, kwargs = fx.node.map_arg(args, unmasked), fx.node.map_arg(kwargs, unmasked)
-        nodes.append((n, n.op, n.target, args, kwargs))
+    """Return everything about a module that its orbits depend on, as if it had no masks.
+
+    Nodes are named, not held: a node holds its graph, and that its module, which could then never be freed.
+    """
+
+    def name_of(node: fx.Node) -> str:
+        return f"%{unmasked(node).name}"
+
+    nodes = [
+        (n.name, n.op, n.target, fx.node.map_arg(n.args, name_of), fx.node.map_arg(n.kwargs, name_of))
+        for n in module.graph.nodes
+        if n.target is not mask_channels and not (n.op == "get_attr" and is_mask(str(n.target)))
+    ]
     inputs = [shapes_of(n.meta.get("val")) for n in module.graph.nodes if n.op == "placeholder"]
     parts = [(name, part.training, _tensors(part)) for name, part in module.named_modules() if name != MASKS]
     return [nodes, inputs, parts]

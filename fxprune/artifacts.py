@@ -116,8 +116,13 @@ def _explained(exporter: str) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArtifactError(f"{exporter} cannot export this model: {lines[0]}; save it without that format") from error
+        raise ArtifactError(
+            f"{exporter} cannot export this model: {_first_line(error)}; save it without that format"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def inputs_to_json(inputs: Inputs) -> str:
@@ -190,7 +195,7 @@ def read_inputs(folder: str | os.PathLike[str], device: torch.device) -> Inputs:
     try:
         return inputs_from_json(_text(folder, "inputs.json"), device)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"'{Path(folder) / 'inputs.json'}' cannot be read: {error}") from None
+        raise ArtifactError(f"'{Path(folder) / 'inputs.json'}' cannot be read: {_first_line(error)}") from None
 
 
 def read_weights(folder: str | os.PathLike[str], module: nn.Module) -> None:

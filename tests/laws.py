@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -263,11 +264,11 @@ def _assert_names(slim: fx.GraphModule, traced: fx.GraphModule) -> None:
 
 
 def _macs(module: nn.Module, inputs: Inputs) -> int:
-    # The fused kernel of nn.MultiheadAttention is unknown to the counter.
+    # Fused kernels of attention are unknown to the counter, that of nn.MultiheadAttention in all versions of torch.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             _run(module, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -65,6 +65,8 @@ RULES: dict[str, Rule] = {
     "aten.native_dropout": pointwise,
     "aten.masked_fill": pointwise,
     "aten.hardswish": pointwise,
+    "aten.leaky_relu": pointwise,
+    "aten.rsub": pointwise,
     "aten._prelu_kernel": pointwise,
     "aten.log_sigmoid_forward": pointwise,
     "aten.rrelu_with_noise": pointwise,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["describe_run"]
+__all__ = ["describe_run", "publish"]
 
 
 def processor() -> str:
@@ -41,3 +41,11 @@ def describe_run(packages: Iterable[str]) -> str:
             f"* command: `{command}`",
         )
     )
+
+
+def publish(parts: Iterable[str], file: Path | None) -> None:
+    """Print Markdown, and write it to `file` where there is one."""
+    text = "\n\n".join(parts)
+    print(text)
+    if file is not None:
+        file.write_text(text + "\n")

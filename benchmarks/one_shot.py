@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import describe_run
+from machine import describe_run, publish
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -212,10 +212,7 @@ def main() -> None:
         limit = arguments.limit or {"resnet56": 2000, "mobilenet_v2": 500}[name]
         parts.append(accuracy_table(CASES[name](source, limit, arguments.seen or 500), arguments))
         print(f"{name}: done after {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    text = "\n\n".join(parts)
-    print(text)
-    if arguments.markdown:
-        arguments.markdown.write_text(text + "\n")
+    publish(parts, arguments.markdown)
 
 
 if __name__ == "__main__":

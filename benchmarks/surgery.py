@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 import torchvision
-from machine import describe_run
+from machine import describe_run, publish
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -268,10 +268,7 @@ def main() -> None:
     if arguments.stages:
         stages = {name: measure_stages(name, arguments.repeats) for name in names if not results[name][0].failure}
         parts.append(stages_table(stages))
-    text = "\n\n".join(parts)
-    print(text)
-    if arguments.markdown:
-        arguments.markdown.write_text(text + "\n")
+    publish(parts, arguments.markdown)
 
 
 if __name__ == "__main__":

@@ -205,6 +205,7 @@ class MetaInterpreter(fx.Interpreter):
         super().__init__(module)
         self.mode = mode
         self.visit = visit
+        self.current: fx.Node | None = None
 
     def run_from_meta(self) -> Any:
         """Run the whole graph and return its meta output."""
@@ -225,6 +226,7 @@ class MetaInterpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and report its value."""
+        self.current = n
         value = super().run_node(n)
         self.visit(n, value)
         return value

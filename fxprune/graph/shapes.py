@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import FxpruneError, InputError
 from fxprune.graph.execution import MetaInterpreter, MetaMode, undisturbed
 
-__all__ = ["copy_shapes", "input_pixels", "propagate_shapes", "record_shape", "run_error", "shapes_of"]
+__all__ = ["copy_shapes", "input_pixels", "propagate_shapes", "record_shape", "run_analysis", "shapes_of"]
 
 
 def propagate_shapes(module: fx.GraphModule) -> None:
@@ -19,16 +19,18 @@ def propagate_shapes(module: fx.GraphModule) -> None:
 
     Raises `InputError` when the graph cannot run on its inputs, naming the node.
     """
-    current: list[fx.Node] = []
+    run_analysis(module, MetaInterpreter(module, MetaMode(), record_shape))
 
-    interpreter = _Watched(module, MetaMode(), record_shape, current)
+
+def run_analysis(module: fx.GraphModule, interpreter: MetaInterpreter) -> None:
+    """Run an interpreter over a module that stays as it is; raise `InputError` naming the node that cannot run."""
     try:
         with undisturbed(module):
             interpreter.run_from_meta()
     except FxpruneError:
         raise
     except Exception as error:
-        raise run_error(module, current[-1] if current else None, error) from error
+        raise _explained(module, interpreter.current, error) from error
 
 
 def record_shape(node: fx.Node, value: Any) -> None:
@@ -44,19 +46,7 @@ def copy_shapes(source: fx.GraphModule, target: fx.GraphModule) -> None:
             node.meta["val"] = values[node.name]
 
 
-class _Watched(MetaInterpreter):
-    """A MetaInterpreter that remembers the node it is at."""
-
-    def __init__(self, module: fx.GraphModule, mode: MetaMode, visit: Any, current: list[fx.Node]) -> None:
-        super().__init__(module, mode, visit)
-        self.current = current
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.current[:] = [n]
-        return super().run_node(n)
-
-
-def run_error(module: fx.GraphModule, node: fx.Node | None, error: BaseException) -> InputError:
+def _explained(module: fx.GraphModule, node: fx.Node | None, error: BaseException) -> InputError:
     """Say which node cannot run on the example inputs, and the usual remedy."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if module.training and "Expected more than 1 value per channel" in reason:

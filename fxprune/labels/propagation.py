@@ -12,11 +12,10 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import FxpruneError
-from fxprune.graph.execution import MetaInterpreter, MetaMode, undisturbed
+from fxprune.graph.execution import MetaInterpreter, MetaMode
 from fxprune.graph.facts import trace_facts
 from fxprune.graph.leaves import follows_input
-from fxprune.graph.shapes import record_shape, run_error
+from fxprune.graph.shapes import record_shape, run_analysis
 from fxprune.labels.call import Call, is_labelled, nothing
 from fxprune.labels.flow import Flow, Labelled, Labels, TensorSlots
 from fxprune.labels.literals import can_rederive
@@ -53,14 +52,7 @@ def propagate_labels(module: fx.GraphModule) -> Labelling:
     Raises `InputError` when the graph does not run on those shapes.
     """
     mode = _LabelMode(module)
-    interpreter = _LabelInterpreter(module, mode)
-    try:
-        with undisturbed(module):
-            interpreter.run_from_meta()
-    except FxpruneError:
-        raise
-    except Exception as error:
-        raise run_error(module, mode.current, error) from error
+    run_analysis(module, _LabelInterpreter(module, mode))
     return Labelling(mode.flow, partition(mode.flow), mode.values, tuple(mode.vectors.values()), mode.unruled)
 
 
@@ -73,7 +65,6 @@ class _LabelMode(MetaMode):
         self.values: dict[str, Any] = {}
         self.unruled: dict[str, int] = {}
         self.vectors: dict[int, Tensor] = {}
-        self.current: fx.Node | None = None
         self.may_reshape = True
         self.opaque = False
         self.inputs: list[Tensor] = []
@@ -160,7 +151,6 @@ class _LabelMode(MetaMode):
 
     def enter(self, module: fx.GraphModule, node: fx.Node, inputs: dict[str, Any]) -> None:
         """Prepare for the operators of one node, whose input nodes have the values `inputs`."""
-        self.current = node
         self.flow.node = node.name
         self.inputs = _tensors(inputs)
         self._sources = {id(value): (value, name) for name, value in inputs.items() if isinstance(value, Tensor)}

@@ -28,9 +28,10 @@ def narrow_nodes(module: fx.GraphModule, kept: Kept) -> None:
     except FxpruneError:
         raise
     except Exception as error:
+        name = walk.current.name if walk.current is not None else ""
         raise VerifyError(
-            f"surgery made a graph that does not run at '{walk.current}': {error}; please report this with the graph "
-            f"around it:\n{dump_around(module, walk.current)}"
+            f"surgery made a graph that does not run at '{name}': {error}; please report this with the graph around "
+            f"it:\n{dump_around(module, name)}"
         ) from error
 
 
@@ -40,11 +41,9 @@ class _Walk(MetaInterpreter):
         self.garbage_collect_values = False
         self.kept = kept
         self.narrow = module
-        self.current = ""
 
     def run_node(self, n: fx.Node) -> Any:
         """Re-derive the arguments or attributes of one node, then run it."""
-        self.current = n.name
         if n.op == "call_module":
             leaf = self.narrow.get_submodule(str(n.target))
             self._assign_attributes(n, leaf)

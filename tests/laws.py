@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,8 +167,8 @@ def _arguments(module: nn.Module, inputs: Inputs) -> tuple[Any, Any]:
 
 def assert_close(found: Any, expected: Any, what: str, relative: float = EXACT) -> None:
     """Compare nested outputs, every tensor relative to its largest magnitude; 0 asks for equal bits."""
-    left, left_spec = pytree.tree_flatten(found)
-    right, right_spec = pytree.tree_flatten(expected)
+    left, left_spec = pytree.tree_flatten(_plain(found))
+    right, right_spec = pytree.tree_flatten(_plain(expected))
     assert left_spec == right_spec, f"{what}: the outputs have another structure"
     for i, (a, b) in enumerate(zip(left, right, strict=True)):
         if not isinstance(b, Tensor):
@@ -177,6 +178,11 @@ def assert_close(found: Any, expected: Any, what: str, relative: float = EXACT) 
         assert b.isfinite().all(), f"{what}: output {i} is not finite, so that nothing is compared"
         error = float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) if a.numel() else 0.0
         assert error <= relative, f"{what}: output {i} is off by {error:.1e} relative"
+
+
+def _plain(output: Any) -> Any:
+    """Return an ordered dict as the plain one that a traced graph returns."""
+    return dict(output) if isinstance(output, OrderedDict) else output
 
 
 def assert_equal_state(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

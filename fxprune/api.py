@@ -134,11 +134,12 @@ def prune(
 
 
 def _spell(selection: ChannelSelection) -> str:
+    """Spell the pipeline for the record; a function is named, and ratios by layer are said to be such."""
     plain = selection
     if callable(selection.criterion):
         plain = replace(plain, criterion=getattr(selection.criterion, "__name__", "callable"))
     if isinstance(selection.ratio, Mapping):
-        plain = replace(plain, ratio=None)
+        plain = replace(plain, ratio="by-layer")
     return str(Pipeline((MaskInsertion(), replace(plain, evidence=None), ChannelSurgery())))
 
 

@@ -140,6 +140,8 @@ def mask_saliency(module: nn.Module, masks: list[str], evidence: Evidence) -> di
             loss = evidence.loss(module, batch)
             if not bool(torch.isfinite(loss)):
                 raise InputError(f"the loss of batch {count} is {loss.item()}; no criterion can rank by it")
+            if not loss.requires_grad:
+                raise InputError("the loss has no gradient; compute it from module(…) without no_grad or detach")
             gradients = torch.autograd.grad(loss, buffers, allow_unused=True)
             for total, gradient in zip(saliency, gradients, strict=True):
                 if gradient is not None:

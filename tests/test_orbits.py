@@ -149,3 +149,37 @@ def test_a_function_that_only_shares_its_name_with_one_of_torch_pins() -> None:
     orbits = fxprune.find_orbits(module)
     assert len(orbits) == 0
     assert {p.reason.node for p in orbits.pinned if p.parameter == "a.weight" and p.dimension == 0} == {"view"}
+
+
+class ByOthersShape(nn.Module):
+    """Takes sizes from a tensor whose channels leave independently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 1)
+        self.b = nn.Conv2d(3, 8, 1)
+        self.gate = nn.Conv2d(3, 1, 1)
+        self.head = nn.Conv2d(8, 2, 1)
+        self.other = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        gated = a * self.gate(x).expand_as(b)
+        return self.head(gated.view_as(a)) + self.other(b.flatten(2).view_as(b))
+
+
+def test_sizes_of_another_tensor_leave_the_batch_open() -> None:
+    cut = assert_laws(ByOthersShape(), torch.randn(2, 3, 4, 4))
+    x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    assert torch.allclose(cut.slim(x), cut.masked(x), atol=1e-12)
+
+
+def test_a_loss_without_gradient_is_refused() -> None:
+    evidence = Evidence([torch.ones(1, 3, 4, 4)], lambda m, x: m(x).detach().sum())
+    with pytest.raises(InputError, match="the loss has no gradient"):
+        ChannelSelection(ratio=0.5, criterion="taylor", evidence=evidence)(masked(Residual()))
+
+
+def test_the_record_says_that_ratios_were_given_by_layer() -> None:
+    result = fxprune.prune(Residual().eval(), torch.zeros(2, 3, 4, 4), ratio={"stem": 0.5})
+    assert "channel-selection{ratio=by-layer}" in result.plan.spec

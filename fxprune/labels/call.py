@@ -138,8 +138,3 @@ def nothing(tensor: Tensor) -> Labels:
 def is_labelled(labels: Labels) -> bool:
     """Whether any dimension has a label."""
     return any(label is not None for label in labels)
-
-
-def first_label(*labels: Label) -> Label:
-    """Return the first label that is not None."""
-    return next((label for label in labels if label is not None), None)

@@ -190,7 +190,13 @@ def _reshape_to_prediction(site: Site) -> None:
     """A view by another tensor's shape or by strides becomes a reshape, when that shape is no longer the right one."""
     if _shape_now(site) != site.predicted[0]:
         site.node.op, site.node.target = "call_method", "reshape"
-        site.node.args, site.node.kwargs = (site.args[0], *site.predicted[0]), {}
+        site.node.args, site.node.kwargs = (site.args[0], *_any_batch(site)), {}
+
+
+def _any_batch(site: Site) -> list[int]:
+    """Return the predicted sizes, the first left open where it is not of channels: a slim model takes other batches."""
+    sizes = list(site.predicted[0])
+    return [-1, *sizes[1:]] if site.result.labels[0] is None else sizes
 
 
 def _shape_now(site: Site) -> tuple[int, ...] | None:
@@ -201,8 +207,11 @@ def _shape_now(site: Site) -> tuple[int, ...] | None:
 def _expand_as(site: Site) -> None:
     """`expand_as(other)`: by explicit sizes, when those of the other tensor are no longer the right ones."""
     if _shape_now(site) != site.predicted[0]:
+        before, after = site.env[site.args[0]].shape, site.predicted[0]
+        new = len(after) - len(before)
+        sizes = [-1 if d >= new and before[d - new] == size else size for d, size in enumerate(after)]
         site.node.op, site.node.target = "call_method", "expand"
-        site.node.args, site.node.kwargs = (site.args[0], *site.predicted[0]), {}
+        site.node.args, site.node.kwargs = (site.args[0], *sizes), {}
 
 
 def _repeat(site: Site) -> None:

@@ -196,13 +196,20 @@ def _ordinary(value: Any) -> Any:
 
 
 class MetaInterpreter(fx.Interpreter):
-    """Interpret a GraphModule under a `MetaMode`, from the shapes in its placeholders' `meta["val"]`.
+    """Interpret a GraphModule, or a `graph` over any module, under a `MetaMode`.
 
-    `visit(node, value)` is called after every node; the run leaves graph, parameters and generators as they were.
+    It starts from the shapes in the placeholders' `meta["val"]`. `visit(node, value)` is called after every node; the
+    run leaves graph, parameters and generators as they were.
     """
 
-    def __init__(self, module: fx.GraphModule, mode: MetaMode, visit: Callable[[fx.Node, Any], None]) -> None:
-        super().__init__(module)
+    def __init__(
+        self,
+        module: nn.Module,
+        mode: MetaMode,
+        visit: Callable[[fx.Node, Any], None],
+        graph: fx.Graph | None = None,
+    ) -> None:
+        super().__init__(module, garbage_collect_values=graph is None, graph=graph)
         self.mode = mode
         self.visit = visit
         self.current: fx.Node | None = None
@@ -216,11 +223,17 @@ class MetaInterpreter(fx.Interpreter):
                 f"the graph does not know the shapes of its inputs {', '.join(unknown)}; make it with "
                 "fxprune.trace(model, example_inputs)"
             )
+        with self.on_meta_tensors():
+            return self.run(*on_meta([n.meta["val"] for n in inputs]), enable_io_processing=False)
+
+    @contextmanager
+    def on_meta_tensors(self) -> Iterator[None]:
+        """Run what happens inside under the mode, without gradients and without fused kernels that hide operators."""
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             with torch.no_grad(), self.mode:
-                return self.run(*on_meta([n.meta["val"] for n in inputs]), enable_io_processing=False)
+                yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
 
@@ -241,6 +254,7 @@ class MetaInterpreter(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Run a leaf; one that needs real values or real parameters gets zeros, and its operators are not seen."""
+        args, kwargs = _ordinary(args), _ordinary(kwargs)
         try:
             return super().call_module(target, args, kwargs)
         except Exception as error:

@@ -1,0 +1,126 @@
+"""Which callable defeats symbolic tracing, and how tracing goes on without it.
+
+The traceback of a failure says who called whom. The smallest callable that can stand for the failure becomes an
+opaque leaf, and the model is traced again:
+
+1. A module that holds no parameters, since nothing in it could be pruned; the outermost such one.
+2. A function or method that the failing module's `forward` calls, the outermost that works on its own: it may not
+   need parameters other than those that it is given.
+3. The module itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import CodeType, FrameType, FunctionType, TracebackType
+from typing import Any
+
+from torch import nn
+
+__all__ = ["Opaque", "OpaqueCallable"]
+
+
+@dataclass(frozen=True)
+class OpaqueCallable:
+    """A function that is not traced into: where it is held under its name, and whether it takes its owner first."""
+
+    function: FunctionType
+    holders: tuple[Any, ...]
+    is_method: bool
+
+
+@dataclass
+class Opaque:
+    """What is not traced into: `modules` path → reason, and `functions`."""
+
+    modules: dict[str, str] = field(default_factory=dict)
+    functions: dict[CodeType, OpaqueCallable] = field(default_factory=dict)
+    reasons: dict[CodeType, str] = field(default_factory=dict)
+    refused: set[CodeType] = field(default_factory=set)
+
+    def add_culprit(self, error: Exception, root: nn.Module) -> bool:
+        """Make the callable opaque that `error` came from; whether there was one that is not opaque yet."""
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}".strip()
+        names = {id(module): name for name, module in root.named_modules()}
+        frames = list(_frames(error.__traceback__))
+        forwards = [i for i, frame in enumerate(frames) if id(_forwarding(frame)) in names]
+        path = [names[id(_forwarding(frames[i]))] for i in forwards]
+        stateless = [name for name in path if name and not root.get_submodule(name).state_dict()]
+        if stateless:
+            return self._add_module(stateless[0], reason)
+        inside = frames[forwards[-1] + 1 :] if forwards else frames
+        for caller, frame in zip(frames[forwards[-1] :] if forwards else frames, inside, strict=False):
+            found = _callable_of(frame, caller)
+            if found is not None and frame.f_code not in self.refused and frame.f_code not in self.functions:
+                self.functions[frame.f_code] = found
+                self.reasons[frame.f_code] = reason
+                return True
+        return bool(path) and self._add_module(path[-1], reason)
+
+    def _add_module(self, name: str, reason: str) -> bool:
+        if not name or name in self.modules:
+            return False
+        self.modules[name] = reason
+        return True
+
+    def refuse(self, code: CodeType) -> None:
+        """Note that a function does not work on its own; it is traced into again."""
+        self.refused.add(code)
+        self.functions.pop(code)
+
+    @contextmanager
+    def instead(self, record: Callable[[OpaqueCallable, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
+        """While inside, calls of the opaque functions go to `record`."""
+        replaced: list[tuple[Any, str, Any]] = []
+        try:
+            for known in self.functions.values():
+                for holder in known.holders:
+                    name = known.function.__name__
+                    replaced.append((holder, name, known.function))
+                    setattr(holder, name, _recorded(known, record))
+            yield
+        finally:
+            for holder, name, function in reversed(replaced):
+                setattr(holder, name, function)
+
+
+def _recorded(
+    known: OpaqueCallable, record: Callable[[OpaqueCallable, tuple[Any, ...], dict[str, Any]], Any]
+) -> Callable[..., Any]:
+    return lambda *args, **kwargs: record(known, args, kwargs)
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
+    """Yield the frames of a traceback from the outermost on, those of torch and of this package aside."""
+    while traceback is not None:
+        home = traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        if home not in ("torch", "fxprune"):
+            yield traceback.tb_frame
+        traceback = traceback.tb_next
+
+
+def _forwarding(frame: FrameType) -> nn.Module | None:
+    """Return the module whose forward this frame runs."""
+    names = frame.f_code.co_varnames
+    owner = frame.f_locals.get(names[0]) if names else None
+    forward = getattr(type(owner), "forward", None)
+    is_forward = isinstance(owner, nn.Module) and getattr(forward, "__code__", None) is frame.f_code
+    return owner if is_forward else None
+
+
+def _callable_of(frame: FrameType, caller: FrameType) -> OpaqueCallable | None:
+    """Find the function that a frame runs, and everywhere that its callers look it up."""
+    code = frame.f_code
+    owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    for kind in type(owner).__mro__ if owner is not None else ():
+        found = vars(kind).get(code.co_name)
+        if isinstance(found, FunctionType) and found.__code__ is code:
+            return OpaqueCallable(found, (kind,), is_method=True)
+    modules = [sys.modules.get(f.f_globals.get("__name__", "")) for f in (frame, caller)]
+    holders = [m for m in dict.fromkeys(modules) if getattr(getattr(m, code.co_name, None), "__code__", None) is code]
+    if not holders:
+        return None
+    return OpaqueCallable(getattr(holders[0], code.co_name), tuple(holders), is_method=False)

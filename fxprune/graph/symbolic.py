@@ -1,0 +1,331 @@
+"""Symbolic tracing: torch.nn modules as leaves, so the graph stays readable and trainable.
+
+1. Control flow that depends on sizes follows those of the example inputs (see `values`).
+2. What cannot be traced becomes an opaque leaf, and tracing goes on (see `opaque`).
+3. Attention modules of torch.nn are recorded as explicit operators (see `expansions`).
+4. Functions that a library marked with `torch.fx.wrap` are traced into as any other.
+5. The graphs of training and of evaluation are merged into one (see `modes`).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import TraceError, UsageError
+from fxprune.graph.execution import undisturbed
+from fxprune.graph.expansions import expansion_of
+from fxprune.graph.facts import TraceFacts, set_trace_facts
+from fxprune.graph.inputs import Inputs, on_meta
+from fxprune.graph.modes import merge_modes
+from fxprune.graph.opaque import Opaque, OpaqueCallable
+from fxprune.graph.values import DataDependentError, ValueProxy, Values
+from fxprune.runtime.opaque import OpaqueFunction
+
+__all__ = ["trace_symbolically"]
+
+_MAX_OPAQUE = 64
+
+
+_NAMING = ("call_module", "get_attr")
+
+
+class _RetryError(Exception):
+    """What is opaque has changed; the model is to be traced again."""
+
+
+class _Tracer(fx.Tracer):
+    """Symbolic tracer that knows the values of what it records, which inputs bind where, and what is opaque."""
+
+    def __init__(self, inputs: Inputs, opaque: Opaque) -> None:
+        super().__init__()
+        self.proxy_buffer_attributes = True
+        self.inputs = inputs
+        self.opaque = opaque
+        self.leaves: dict[str, OpaqueFunction] = {}
+        self.named: dict[str, Any] = {}
+        self.reads_training = False
+
+    @functools.cached_property
+    def values(self) -> Values:
+        """The values of the nodes that were recorded, found when control flow asks."""
+        return Values(self.root, self.graph, self.leaves)
+
+    def record(self, model: nn.Module) -> fx.Graph:
+        """Trace a model that stays as it is; `named` is then everything that the graph names."""
+        with undisturbed(model), _factories_recorded(), self.opaque.instead(self._call_opaque):
+            graph = self.trace(model)
+            self.named = {str(n.target): self._find(str(n.target)) for n in graph.nodes if n.op in _NAMING}
+        for node in graph.nodes:
+            node.meta.pop("is_wrapped", None)  # The generated code would mark these functions as leaves for everybody.
+        return graph
+
+    def _find(self, target: str) -> Any:
+        return self.leaves[target] if target in self.leaves else operator.attrgetter(target)(self.root)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return a proxy that knows its value."""
+        return ValueProxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a call of `m` is one node of the graph."""
+        if module_qualified_name in self.opaque.modules or _reads_training_only(m):
+            return True
+        if expansion_of(m) is not None:
+            self.reads_training |= bool(m.dropout)
+            return False
+        has_inner_state = any(p is not m for p in _modules_with_state(m))
+        if isinstance(m, _LEAF_BASES) and not has_inner_state:
+            return True
+        is_leaf = super().is_leaf_module(m, module_qualified_name) and not isinstance(m, _TRANSPARENT)
+        if not is_leaf:
+            self.reads_training |= _reads_training(m)
+        return is_leaf
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record a leaf or trace into a module; one that has an expansion is recorded as that."""
+        if self.values.running:
+            return forward(*args, **kwargs)
+        expansion = None if self.path_of_module(m) in self.opaque.modules else expansion_of(m)
+        return super().call_module(m, functools.partial(expansion, m) if expansion else forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Return a proxy for a parameter or buffer."""
+        return attr_val if self.values.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _call_opaque(self, known: OpaqueCallable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record the call of an opaque function as a leaf beside the module that calls it.
+
+        One that does not work without its module's parameters is refused.
+        """
+        if self.values.running or not _holds_proxy((args, kwargs)):
+            return known.function(*args, **kwargs)
+        owner, args = (args[:1], args[1:]) if known.is_method else ((), args)
+        name = f"{self.scope.module_path}.{known.function.__name__}".lstrip(".")
+        try:
+            if any(_holds_proxy(vars(o)) for o in owner if hasattr(o, "__dict__")):
+                raise NotImplementedError(f"{name} reads what the forward left in its object")
+            self.leaves.setdefault(name, OpaqueFunction(known.function, *owner))
+            called = self.create_proxy("call_module", name, args, kwargs)
+            self.values.of(called.node)
+        except (DataDependentError, NotImplementedError) as error:
+            self.opaque.refuse(known.function.__code__)
+            raise _RetryError from error
+        return called
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,  # noqa: ARG002
+        concrete_args: Any = None,  # noqa: ARG002
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        self.reads_training |= _reads_training(self.root)
+        given = self.inputs.bind(self.root.forward)
+        parameters = inspect.signature(self.root.forward).parameters
+        bound = {name: self._placeholder(parameters[name], value) for name, value in given.items()}
+        args, kwargs = _call_arguments(parameters, bound)
+        return functools.partial(root_fn, self.root, *args, **kwargs), []
+
+    def _placeholder(self, parameter: inspect.Parameter, value: Any) -> Any:
+        """Make the placeholder(s) of one argument; containers are rebuilt from proxies, other values are constants."""
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return [self._input(f"{parameter.name}_{i}", v, ()) for i, v in enumerate(value)]
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            return {k: self._input(k, v, (None,)) for k, v in value.items()}
+        optional = parameter.default is not inspect.Parameter.empty
+        return self._input(parameter.name, value, (parameter.default,) if optional else ())
+
+    def _input(self, name: str, value: Any, default: tuple[Any, ...]) -> Any:
+        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
+            return value
+        proxy = self.create_proxy("placeholder", name, default, {})
+        proxy.node.meta["val"] = on_meta(value)
+        return _unpack(proxy, value)
+
+
+def _holds_proxy(value: Any) -> bool:
+    return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(value))
+
+
+def _unpack(proxy: Any, value: Any) -> Any:
+    """Rebuild the containers of `value` with item accesses of `proxy` as leaves."""
+    if isinstance(value, Tensor):
+        return proxy
+    if isinstance(value, dict):
+        return {k: _unpack(proxy[k], v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([_unpack(proxy[i], v) for i, v in enumerate(value)])
+    return value
+
+
+def _call_arguments(parameters: Any, bound: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Spread bound arguments into positional and keyword ones as the signature wants them."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for name, value in bound.items():
+        kind = parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            args.extend(value)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            kwargs.update(value)
+        elif kind is inspect.Parameter.POSITIONAL_ONLY:
+            args.append(value)
+        else:
+            kwargs[name] = value
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL and bound.get(n) for n, p in parameters.items()):
+        before = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and n in kwargs]
+        args = [kwargs.pop(n) for n in before] + args
+    return args, kwargs
+
+
+_LEAF_BASES = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+)
+
+
+_TRANSPARENT = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder, nn.TransformerDecoderLayer)
+"""Modules of torch.nn that are no leaves: what they hold is worth seeing."""
+
+_FACTORIES = (
+    *("arange", "empty", "eye", "full", "linspace", "logspace", "meshgrid", "ones", "rand", "randint", "randn"),
+    *("randperm", "tensor", "as_tensor", "zeros"),
+)
+"""Functions that make tensors from numbers: recorded when a number is known only to the graph."""
+
+
+@contextmanager
+def _factories_recorded() -> Iterator[None]:
+    """Record factory functions, and trace into functions that a library marked as leaves with `torch.fx.wrap`."""
+    wrapped = _symbolic_trace._wrapped_fns_to_patch
+    before = dict(wrapped)
+    wrapped.clear()
+    wrapped.update({(id(vars(torch)), name): vars(torch) for name in _FACTORIES})
+    try:
+        yield
+    finally:
+        wrapped.clear()
+        wrapped.update(before)
+
+
+def _modules_with_state(m: nn.Module) -> Iterator[nn.Module]:
+    return (s for s in m.modules() if s._parameters or s._buffers)
+
+
+def _reads_training(m: nn.Module) -> bool:
+    """Whether a method of a module's class, torch.nn's own aside, reads `self.training`."""
+    kind: Any = type(m)
+    return _class_reads_training(kind)
+
+
+@functools.cache
+def _class_reads_training(kind: Any) -> bool:
+    for base in kind.__mro__:
+        if base.__module__.startswith("torch."):
+            continue
+        for attribute in vars(base).values():
+            code = getattr(inspect.unwrap(attribute) if callable(attribute) else None, "__code__", None)
+            if code is not None and "training" in code.co_names:
+                return True
+    return False
+
+
+def _reads_training_only(m: nn.Module) -> bool:
+    """Whether `m` is stateless and acts by `self.training` (DropPath): left a leaf, so train() and eval() reach it."""
+    return _reads_training(m) and not any(True for _ in _modules_with_state(m))
+
+
+def trace_symbolically(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
+    """Trace a model, leaving opaque what defeats tracing.
+
+    Raises `TraceError` when the model as a whole does.
+    """
+    opaque = Opaque()
+    tracer, graph = _trace_around(model, inputs, opaque)
+    notes = [_SIZES] if tracer.values.steered else []
+    named = tracer.named
+    if tracer.reads_training:
+        merged = _both_modes(model, tracer, graph)
+        if merged is None:
+            notes.append(_ONE_MODE.format("training" if model.training else "evaluation"))
+        else:
+            graph, named = merged
+    module = fx.GraphModule(named, graph, type(model).__name__)
+    _carry_inputs(module, inputs)
+    reasons = {name: opaque.reasons[leaf.function.__code__] for name, leaf in tracer.leaves.items()}
+    set_trace_facts(module, TraceFacts("symbolic", opaque.modules | reasons, tuple(notes)))
+    module.train(model.training)
+    _restore_training(module, model)
+    return module
+
+
+def _trace_around(model: nn.Module, inputs: Inputs, opaque: Opaque) -> tuple[_Tracer, fx.Graph]:
+    """Trace again and again, each time around one more opaque callable."""
+    for _ in range(_MAX_OPAQUE):
+        tracer = _Tracer(inputs, opaque)
+        try:
+            return tracer, tracer.record(model)
+        except UsageError:
+            raise
+        except _RetryError:
+            continue
+        except Exception as error:
+            if not opaque.add_culprit(error, model):
+                raise TraceError(first_line(error)) from error
+    raise TraceError(f"more than {_MAX_OPAQUE} of its parts cannot be traced")
+
+
+_SIZES = "control flow that depends on sizes was followed for the sizes of the example inputs"
+
+_ONE_MODE = (
+    "training and evaluation compute differently and could not be joined into one graph: this is the graph of {} mode, "
+    "in which the model was given"
+)
+
+
+def _both_modes(model: nn.Module, tracer: _Tracer, graph: fx.Graph) -> tuple[fx.Graph, dict[str, Any]] | None:
+    """Trace the other mode as well and merge the two, so that train() and eval() act as in the model."""
+    other = _Tracer(tracer.inputs, tracer.opaque)
+    with undisturbed(model):
+        model.train(not model.training)
+        try:
+            found = other.record(model)
+        except Exception:
+            return None
+    merged = merge_modes(graph, found, training=model.training)
+    return None if merged is None else (merged, tracer.named | other.named | {"training": model.training})
+
+
+def _restore_training(module: fx.GraphModule, model: nn.Module) -> None:
+    """Give every submodule of the graph the mode that it has in the model."""
+    modes = dict(model.named_modules())
+    for name, part in module.named_modules():
+        if name in modes:
+            part.training = modes[name].training
+
+
+def _carry_inputs(module: fx.GraphModule, inputs: Inputs) -> None:
+    """Check that every placeholder knows its value; graphs from torch.export get theirs in order."""
+    leaves = iter(inputs.tensors())
+    for node in module.graph.nodes:
+        if node.op == "placeholder" and "val" not in node.meta:
+            node.meta["val"] = on_meta(next(leaves))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the type and the first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".strip()

@@ -83,6 +83,7 @@ def prune(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     allow_statistical: bool = False,
+    attention: str = "dimensions",
     seed: int = 0,
     batches: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
@@ -105,6 +106,7 @@ def prune(
         include: layers whose output channels may leave, by name, glob or type; all by default.
         exclude: layers whose output channels must stay.
         allow_statistical: also cut channels that share statistics (layer norm), where the result is approximate.
+        attention: what may leave attention: "dimensions", the same of every head, or "heads", whole heads.
         seed: of the random criterion.
         batches: data for criteria that need it; with `loss`, a function (module, batch) → scalar tensor.
         loss: see `batches`.
@@ -130,17 +132,19 @@ def prune(
         seed=seed,
         evidence=None if batches is None or loss is None else Evidence(batches, loss),
     )
-    return _cut(model, Inputs.of(example_inputs), selection, _spell(selection), seed, frontend, tuple(observers))
+    masks = MaskInsertion(attention)
+    how = {"spec": _spell(masks, selection), "seed": seed, "frontend": frontend}
+    return _cut(model, Inputs.of(example_inputs), masks, selection, how, tuple(observers))
 
 
-def _spell(selection: ChannelSelection) -> str:
+def _spell(masks: MaskInsertion, selection: ChannelSelection) -> str:
     """Spell the pipeline for the record; a function is named, and ratios by layer are said to be such."""
     plain = selection
     if callable(selection.criterion):
         plain = replace(plain, criterion=getattr(selection.criterion, "__name__", "callable"))
     if isinstance(selection.ratio, Mapping):
         plain = replace(plain, ratio="by-layer")
-    return str(Pipeline((MaskInsertion(), replace(plain, evidence=None), ChannelSurgery())))
+    return str(Pipeline((masks, replace(plain, evidence=None), ChannelSurgery())))
 
 
 def apply_plan(
@@ -150,31 +154,32 @@ def apply_plan(
 
     Raises `PlanError` when the plan is for another model.
     """
-    choice = PlanApplication(plan)
-    return _cut(model, Inputs.of(example_inputs), choice, plan.spec, plan.seed, plan.frontend, tuple(observers))
+    masks, choice = MaskInsertion(plan.attention), PlanApplication(plan)
+    how = {"spec": plan.spec, "seed": plan.seed, "frontend": plan.frontend}
+    return _cut(model, Inputs.of(example_inputs), masks, choice, how, tuple(observers))
 
 
 def _cut(
     model: nn.Module,
     inputs: Inputs,
+    masks: MaskInsertion,
     choice: Pass,
-    spec: str,
-    seed: int,
-    frontend: str,
+    how: dict[str, Any],
     observers: tuple[Observer, ...],
 ) -> Result:
-    """Trace, mask, let `choice` write the masks, and cut; the plan is read from the masked graph between."""
-    traced = trace_graph(model, inputs, frontend)
-    how: dict[str, Any] = {
+    """Trace, mask, let `choice` write the masks, and cut; the plan is read from the masked graph between.
+
+    `how` is what the plan shall say of its making: spec, seed and front end.
+    """
+    traced = trace_graph(model, inputs, how["frontend"])
+    how = how | {
         "model": type(model).__name__,
         "frontend": trace_facts(traced).frontend,
         "training": model.training,
-        "spec": spec,
-        "seed": seed,
         "versions": {"fxprune": version("fxprune"), "torch": torch.__version__},
     }
     slim = traced
-    for step, slim, _ in Pipeline((MaskInsertion(), choice, ChannelSurgery()), observers).steps(traced):
+    for step, slim, _ in Pipeline((masks, choice, ChannelSurgery()), observers).steps(traced):
         if step is choice:
             orbits = find_orbits(slim)
             plan, kept = read_plan(slim, orbits, **how), kept_classes(slim, orbits)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxprune.errors import PlanError
+from fxprune.errors import PlanError, SpecError
+from fxprune.labels.attention import POLICIES, attention_of, check_attention
 from fxprune.labels.detection import find_orbits
 from fxprune.labels.orbits import Orbit, Orbits
 
@@ -38,13 +39,15 @@ class Plan:
     """The kept classes of all orbits of a model, and how they were chosen.
 
     `spec` is the pass pipeline that made the plan, `seed` its seed, `versions` those of fxprune and torch. `frontend`
-    and `training` say how the model was traced, since a graph has other orbits in another mode.
+    and `training` say how the model was traced, since a graph has other orbits in another mode; so does `attention`,
+    which says whether head dimensions or whole heads leave attention.
     """
 
     orbits: tuple[PlannedOrbit, ...]
     model: str = ""
     frontend: str = "auto"
     training: bool = False
+    attention: str = POLICIES[0]
     spec: str = ""
     seed: int = 0
     versions: Mapping[str, str] | None = None
@@ -72,9 +75,11 @@ class Plan:
             )
         try:
             orbits = tuple(_orbit(row) for row in data["orbits"])
-            head = {k: data[k] for k in ("model", "frontend", "training", "spec", "seed", "versions") if k in data}
-            return Plan(orbits, **head)
-        except (KeyError, TypeError, ValueError) as error:
+            head = {field.name: data[field.name] for field in fields(Plan) if field.name in data}
+            plan = Plan(**head | {"orbits": orbits})
+            check_attention(plan.attention)
+            return plan
+        except (KeyError, TypeError, ValueError, SpecError) as error:
             raise PlanError(f"the plan is malformed: {type(error).__name__}: {error}") from None
 
 
@@ -101,11 +106,16 @@ def read_plan(module: fx.GraphModule, orbits: Orbits | None = None, **how: Any) 
         if orbit.mask is not None:
             kept = module.get_buffer(orbit.mask).nonzero().squeeze(1).tolist()
             rows.append(PlannedOrbit(orbit.name, orbit.width, tuple(kept), places_of(orbit)))
-    return Plan(tuple(rows), **how)
+    return Plan(tuple(rows), attention=attention_of(module), **how)
 
 
 def write_masks(module: fx.GraphModule, plan: Plan) -> None:
     """Write a plan into the masks of a masked graph. Raises `PlanError` when it is a plan for another model."""
+    if plan.attention != attention_of(module):
+        raise PlanError(
+            f"the plan is for attention={plan.attention}, the graph is masked for attention={attention_of(module)}; "
+            f"insert masks with mask-insertion{{attention={plan.attention}}}"
+        )
     masked = {places_of(orbit): orbit for orbit in find_orbits(module) if orbit.mask is not None}
     for row in plan.orbits:
         orbit = masked.pop(row.places, None)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from tabulate import tabulate
 from torch import Tensor, fx
 
 from fxprune.cost import CostModel
 from fxprune.graph.facts import trace_facts
 from fxprune.labels.detection import find_orbits
-from fxprune.labels.flow import Labelled, TensorSlots
+from fxprune.labels.flow import Labelled, Reason, TensorSlots
 from fxprune.labels.orbits import Orbits
 from fxprune.narrowing.kept import Kept, kept_classes
 
-__all__ = ["LayerRow", "Report", "make_report"]
+__all__ = ["Cause", "LayerRow", "OutputChannels", "Report", "make_report"]
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,52 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
+class Cause:
+    """What an operator costs: how many output channels of layers it binds, and which share of them all."""
+
+    operator: str
+    reason: str
+    channels: int
+    share: float
+
+
+@dataclass(frozen=True)
+class OutputChannels:
+    """How many output channels of layers can leave exactly, only approximately (statistical), or not at all."""
+
+    exact: int = 0
+    statistical: int = 0
+    pinned: int = 0
+
+    @property
+    def total(self) -> int:
+        """All output channels."""
+        return self.exact + self.statistical + self.pinned
+
+    def __str__(self) -> str:
+        shares = [f"{count / max(self.total, 1):.1%}" for count in (self.exact, self.statistical, self.pinned)]
+        return (
+            f"Of {self.total:,} output channels {shares[0]} can leave exactly, {shares[1]} approximately "
+            f"(statistical), and {shares[2]} are pinned."
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """Layers, totals and notes; every pair is (before, after).
 
     `macs` are multiply-accumulates of one run on the example inputs, `kfpp` thousands of them per input pixel,
-    `latency_ms` medians of a measurement where one was asked for. `pinning` counts the output channels that each
-    operator pinned.
+    `latency_ms` medians of a measurement where one was asked for. `pinning` are the operators that pin output channels,
+    `statistical` those through which they leave approximately, both by what they cost, the dearest first.
     """
 
     layers: tuple[LayerRow, ...]
     macs: tuple[int, int]
     parameters: tuple[int, int]
     kfpp: tuple[float, float]
-    pinning: tuple[tuple[str, int], ...] = ()
+    outputs: OutputChannels = field(default_factory=OutputChannels)
+    pinning: tuple[Cause, ...] = ()
+    statistical: tuple[Cause, ...] = ()
     notes: tuple[str, ...] = ()
     latency_ms: tuple[float, float] | None = None
 
@@ -58,9 +92,14 @@ class Report:
         header = ["layer", "type", "orbit", "state", "channels", "MACs", "parameters"]
         parts = [tabulate([_cells(row) for row in self.layers], header, style, disable_numparse=True)]
         parts.append(self.totals(style))
-        if self.pinning:
-            parts.append(tabulate(self.pinning, ["pinned by", "output channels"], style))
+        parts.append(self.causes(style))
         return "\n\n".join([*parts, *(f"Note: {note}" for note in self.notes)])
+
+    def causes(self, style: str = "simple") -> str:
+        """Return what can leave, and which operators bind the rest, as text."""
+        tables = [("pinned by", self.pinning), ("statistical by", self.statistical)]
+        shown = [_cause_table(title, causes, style) for title, causes in tables if causes]
+        return "\n\n".join([*shown, str(self.outputs)])
 
     def totals(self, style: str = "simple") -> str:
         """Return the totals as text."""
@@ -82,7 +121,9 @@ class Report:
     def from_json(text: str) -> Report:
         """Read a report, the inverse of `json`."""
         data = json.loads(text, object_hook=lambda d: {k: _tuples(v) for k, v in d.items()})
-        data["layers"] = tuple(LayerRow(**row) for row in data["layers"])
+        data["outputs"] = OutputChannels(**data["outputs"])
+        for name, kind in (("layers", LayerRow), ("pinning", Cause), ("statistical", Cause)):
+            data[name] = tuple(kind(**row) for row in data[name])
         return Report(**data)
 
 
@@ -95,6 +136,12 @@ def _tuples(value: Any) -> Any:
 
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
+
+
+def _cause_table(title: str, causes: Sequence[Cause], style: str) -> str:
+    rows = [(cause.operator, cause.reason, f"{cause.channels:,}", f"{cause.share:.1%}") for cause in causes]
+    header = [title, "because", "output channels", "share"]
+    return tabulate(rows, header, style, disable_numparse=True, colalign=("left", "left", "right", "right"))
 
 
 def _cells(row: LayerRow) -> Sequence[str]:
@@ -128,9 +175,36 @@ def make_report(module: fx.GraphModule, orbits: Orbits | None = None, kept: Tens
         (before.macs, after.macs),
         (before.parameters, after.parameters),
         (before.kfpp, after.kfpp),
-        rows.pinning(),
+        *_causes(orbits),
         tuple(notes),
     )
+
+
+def _causes(orbits: Orbits) -> tuple[OutputChannels, tuple[Cause, ...], tuple[Cause, ...]]:
+    """Count the output channels of all layers: in total, pinned by operator, and statistical by operator."""
+    part, roles = orbits.labelling.partition, orbits.labelling.flow.roles
+    places = (c for tensor, dim, c in orbits.places.dimensions if roles.get(tensor.starts[dim]) == "output")
+    classes = torch.cat([torch.empty(0, dtype=torch.int64), *places])
+    widths = torch.tensor([orbit.width for orbit in orbits] + [0])
+    is_free = widths[orbits.of_class[classes]] > 1
+    pins, statistics = part.pinned[classes[~is_free]], part.statistical[classes[is_free]]
+    total, statistical = classes.numel(), int((statistics >= 0).sum())
+    channels = OutputChannels(total - pins.numel() - statistical, statistical, pins.numel())
+    alone = Reason("", "–", "leave only all together")
+    return (
+        channels,
+        _counted(pins, [*part.pins, alone], total),
+        _counted(statistics[statistics >= 0], part.statistics, total),
+    )
+
+
+def _counted(events: Tensor, reasons: Sequence[Reason], total: int) -> tuple[Cause, ...]:
+    """Count events by operator and text, the most frequent first; event −1 is the last of the `reasons`."""
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for event, count in zip(*(found.tolist() for found in events.unique(return_counts=True)), strict=True):
+        counts[reasons[event].operator, reasons[event].text] += count
+    causes = (Cause(*key, count, count / total) for key, count in counts.items())
+    return tuple(sorted(causes, key=lambda cause: -cause.channels))
 
 
 def _approximations(orbits: Orbits, classes: Tensor) -> list[str]:
@@ -166,16 +240,6 @@ class _Rows:
                 rows.append(self._row(node, first=str(node.target) not in seen))
                 seen.add(str(node.target))
         return rows
-
-    def pinning(self) -> tuple[tuple[str, int], ...]:
-        """Count the output channels that each operator pinned."""
-        counts: Counter[str] = Counter()
-        for pinned in self.orbits.pinned:
-            tensor = self.tensors[pinned.parameter]
-            slot = tensor.starts[pinned.dimension]
-            if self.orbits.labelling.flow.roles.get(slot) == "output":
-                counts[f"{pinned.reason.text} ({pinned.reason.operator})"] += pinned.indices.numel()
-        return tuple(counts.most_common())
 
     def _of_leaf(self, path: str) -> list[TensorSlots]:
         """Return the parameters of a leaf, those of modules inside it included."""

@@ -13,7 +13,7 @@ from fxprune.errors import UsageError
 from fxprune.graph.passes import Pass
 from fxprune.importance import Criterion, Evidence, score_orbits
 from fxprune.labels.detection import find_orbits
-from fxprune.runtime.masks import MASKS
+from fxprune.runtime.masks import has_masks
 from fxprune.selection import Constraints, Target, choose
 
 __all__ = ["ChannelSelection"]
@@ -23,8 +23,8 @@ __all__ = ["ChannelSelection"]
 class ChannelSelection(Pass):
     """Zero the masks of the least important channels until the target is met.
 
-    Before: `masks.orbit_0 = [1, 1, 1, 1]`
-    After: `masks.orbit_0 = [1, 0, 0, 1]`; the graph itself stays.
+    Before: `channel_masks.orbit_0 = [1, 1, 1, 1]`
+    After: `channel_masks.orbit_0 = [1, 0, 0, 1]`; the graph itself stays.
 
     Options are those of `fxprune.selection.Target` and `Constraints`; `criterion` is a name of
     `fxprune.importance.CRITERIA` or a function; `scope` is "global" (the least important of all orbits) or "uniform"
@@ -53,7 +53,7 @@ class ChannelSelection(Pass):
         constraints = Constraints(
             self.round_to, self.min_width, self.max_ratio, self.include, self.exclude, self.allow_statistical
         )
-        if not hasattr(module, MASKS):
+        if not has_masks(module):
             raise UsageError("the graph has no masks to select in; run mask-insertion before channel-selection")
         if self.evidence is not None:
             module.recompile()

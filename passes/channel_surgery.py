@@ -8,11 +8,12 @@ from typing import ClassVar
 from torch import fx
 
 from fxprune.graph.passes import Pass
+from fxprune.labels.attention import keep_attention
 from fxprune.labels.detection import find_orbits
 from fxprune.narrowing.kept import Kept, kept_classes
 from fxprune.narrowing.tensors import cut_tensors
 from fxprune.narrowing.walk import narrow_nodes
-from fxprune.runtime.masks import MASKS, is_mask, mask_channels
+from fxprune.runtime.masks import MASKS, has_masks, is_mask, mask_channels
 
 __all__ = ["ChannelSurgery"]
 
@@ -21,8 +22,8 @@ __all__ = ["ChannelSurgery"]
 class ChannelSurgery(Pass):
     """Make the zeros of the masks real: the result equals the masked graph, physically slimmer.
 
-    Before (masks.orbit_0 keeps 2 of 4): `%conv1 = Conv2d(3→4)(%x)`, `%mask = mask_channels(%conv1, [%orbit_0], 1)`,
-    `%conv2 = Conv2d(4→8)(%mask)`
+    Before (channel_masks.orbit_0 keeps 2 of 4): `%conv1 = Conv2d(3→4)(%x)`,
+    `%mask = mask_channels(%conv1, [%orbit_0], 1)`, `%conv2 = Conv2d(4→8)(%mask)`
     After: `%conv1 = Conv2d(3→2)(%x)`, `%conv2 = Conv2d(2→8)(%conv1)`
 
     1. Every parameter and buffer keeps the positions of the classes that stay.
@@ -34,7 +35,7 @@ class ChannelSurgery(Pass):
 
     def rewrite(self, module: fx.GraphModule) -> bool:
         """Cut; a graph without masks is left alone."""
-        if not hasattr(module, MASKS):
+        if not has_masks(module):
             return False
         orbits = find_orbits(module)
         kept = Kept(orbits, kept_classes(module, orbits))
@@ -53,3 +54,4 @@ def _remove_masks(module: fx.GraphModule) -> None:
         if node.op == "get_attr" and is_mask(str(node.target)):
             module.graph.erase_node(node)
     delattr(module, MASKS)
+    keep_attention(module, None)

@@ -10,11 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
+from fxprune.errors import UsageError
 from fxprune.graph.passes import Pass
+from fxprune.labels.attention import POLICIES, attention_of, check_attention, keep_attention
 from fxprune.labels.detection import find_orbits
 from fxprune.labels.flow import Labelled
 from fxprune.labels.orbits import Orbit, Orbits
-from fxprune.runtime.masks import MASKS, ChannelMasks, mask_channels
+from fxprune.runtime.masks import MASKS, ChannelMasks, has_masks, mask_channels
 
 __all__ = ["MaskInsertion"]
 
@@ -24,24 +26,37 @@ class MaskInsertion(Pass):
     """One mask of ones per orbit, applied right before every operator that absorbs its channels (paper 001, §3).
 
     Before: `%conv2 = conv2(%relu)`
-    After: `%orbit_0 = get masks.orbit_0`, `%mask = mask_channels(%relu, [%orbit_0], 1)`, `%conv2 = conv2(%mask)`
+    After: `%orbit_0 = get channel_masks.orbit_0`, `%mask = mask_channels(%relu, [%orbit_0], 1)`,
+    `%conv2 = conv2(%mask)`
 
     Where the channels of several orbits meet (concatenation, flatten, shuffle), an index table says which mask each
     channel has. An orbit of one class has no mask: it can lose nothing. The masks are the plan: zeros written into
     them are what `channel-surgery` cuts.
+
+    `attention` says what leaves attention: "dimensions", the same of every head, or "heads", whole heads. The masked
+    graph keeps it, so that every later pass finds the same orbits.
     """
 
     name: ClassVar[str] = "mask-insertion"
 
+    attention: str = POLICIES[0]
+
+    def __post_init__(self) -> None:
+        check_attention(self.attention)
+
     def rewrite(self, module: fx.GraphModule) -> bool:
-        """Insert masks; a graph that has them is left alone."""
-        if hasattr(module, MASKS):
+        """Insert masks; a graph that has them is left alone, unless they are for another policy, which is an error."""
+        if has_masks(module):
+            attention_of(module, self.attention)
             return False
-        orbits = find_orbits(module)
+        if hasattr(module, MASKS):
+            raise UsageError(f"the model has an attribute '{MASKS}', where its masks would be; rename it")
+        orbits = find_orbits(module, self.attention)
         owners = _maskable(orbits)
         sites = list(_sites(module, orbits, owners))
         if not sites:
             return False
+        keep_attention(module, self.attention)
         writer = _Writer(module, orbits, owners)
         for site in sites:
             writer.insert(*site)

@@ -20,14 +20,18 @@ class OrbitDetection(Pass):
 
     Before: `%conv2 = conv2 Conv2d(64→64)(%relu) : f32[1, 64, 56, 56]`
     After: `%conv2 = conv2 Conv2d(64→64)(%relu) : f32[1, 64, 56, 56]  # makes orbit_1×64, absorbs orbit_0×64`
+
+    `attention` is that of `mask-insertion`; by default that of the masks, "dimensions" where there are none.
     """
 
     name: ClassVar[str] = "orbit-detection"
 
+    attention: str | None = None
+
     def rewrite(self, module: fx.GraphModule) -> bool:
         """Annotate; nothing that computes is changed."""
         notes: dict[str, list[str]] = defaultdict(list)
-        orbits = find_orbits(module)
+        orbits = find_orbits(module, self.attention)
         for verb, places in (("makes", "producers"), ("absorbs", "absorbers")):
             for orbit in orbits:
                 for node in getattr(orbit, places):

@@ -11,7 +11,7 @@ from torch import fx
 from fxprune.errors import PlanError, UsageError
 from fxprune.graph.passes import Pass
 from fxprune.plan import Plan, write_masks
-from fxprune.runtime.masks import MASKS
+from fxprune.runtime.masks import has_masks
 
 __all__ = ["PlanApplication"]
 
@@ -20,8 +20,8 @@ __all__ = ["PlanApplication"]
 class PlanApplication(Pass):
     """Set the masks as a plan says; `plan` is a `Plan` or the path of a plan.json.
 
-    Before: `masks.orbit_0 = [1, 1, 1, 1]`
-    After: `masks.orbit_0 = [1, 0, 0, 1]`, where the plan keeps classes 0 and 3; the graph itself stays.
+    Before: `channel_masks.orbit_0 = [1, 1, 1, 1]`
+    After: `channel_masks.orbit_0 = [1, 0, 0, 1]`, where the plan keeps classes 0 and 3; the graph itself stays.
     """
 
     name: ClassVar[str] = "plan-application"
@@ -30,7 +30,7 @@ class PlanApplication(Pass):
 
     def rewrite(self, module: fx.GraphModule) -> bool:
         """Write the masks."""
-        if not hasattr(module, MASKS):
+        if not has_masks(module):
             raise UsageError("the graph has no masks to write a plan into; run mask-insertion before plan-application")
         write_masks(module, self.plan if isinstance(self.plan, Plan) else _read(Path(self.plan)))
         return True

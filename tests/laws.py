@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,10 +22,27 @@ from fxprune.graph.passes import Pass, Pipeline
 from fxprune.graph.tracing import trace
 from fxprune.labels.detection import find_orbits
 from fxprune.labels.orbits import Orbits
+from fxprune.runtime.opaque import OpaqueFunction
 from passes.channel_surgery import ChannelSurgery
 from passes.mask_insertion import MaskInsertion
 
-__all__ = ["Cut", "assert_close", "assert_laws", "channels", "pin_reasons", "randomise"]
+__all__ = [
+    "EXACT",
+    "Cut",
+    "as_double",
+    "assert_close",
+    "assert_laws",
+    "assert_macs_counted",
+    "assert_prediction",
+    "channels",
+    "in_double",
+    "pin_reasons",
+    "randomise",
+    "relative_errors",
+    "run",
+    "run_around_choices",
+    "zero_masks",
+]
 
 EXACT = 1e-9
 
@@ -51,8 +69,8 @@ class Cut:
         return channels(self.orbits, parameter, dimension)
 
     def pinned_by(self, parameter: str, dimension: int) -> set[str]:
-        """Return the operators that pin positions of a parameter's dimension in the traced graph."""
-        return pin_reasons(find_orbits(self.traced), parameter, dimension)
+        """Return the operators that pin positions of a parameter's dimension."""
+        return pin_reasons(self.orbits, parameter, dimension)
 
     def width(self, parameter: str, dimension: int) -> int:
         """Return the size of a parameter's dimension in the slim graph."""
@@ -88,6 +106,7 @@ def assert_laws(
     removed_at_least: float = 0.1,
     approximate: bool = False,
     frontend: str = "auto",
+    attention: str = "dimensions",
 ) -> Cut:
     """Prune random channels of `model` and assert every law; return what was made.
 
@@ -99,62 +118,139 @@ def assert_laws(
         removed_at_least: fraction of MACs or of parameters that must have left, so that no test prunes nothing.
         approximate: also cut statistical orbits, and assert everything but exactness.
         frontend: of the tracer.
+        attention: what leaves attention.
     """
     generator = torch.Generator().manual_seed(seed)
     randomise(model.double().eval(), generator)
-    inputs = _double(Inputs.of(example_inputs))
-    state, outputs = copy.deepcopy(model.state_dict()), _run(model, inputs)
+    inputs = as_double(Inputs.of(example_inputs))
+    state, outputs = copy.deepcopy(model.state_dict()), run(model, inputs)
 
     traced = trace(model, inputs, frontend=frontend)
-    assert_close(_run(traced, inputs), outputs, "tracing")
-    masked = _run_pass(MaskInsertion(), traced, inputs).graph_module
-    assert not Pipeline((MaskInsertion(),))(masked).modified, "mask insertion is not idempotent"
-    assert_close(_run(masked, inputs), outputs, "masks of ones", 1e-12)
+    assert_close(run(traced, inputs), outputs, "tracing")
+    masked = _run_pass(MaskInsertion(attention), traced, inputs).graph_module
+    assert not Pipeline((MaskInsertion(attention),))(masked).modified, "mask insertion is not idempotent"
+    assert_close(run(masked, inputs), outputs, "masks of ones", 1e-12)
 
     orbits = find_orbits(masked)
     _assert_masked(orbits)
-    keep = _zero_masks(masked, orbits, generator, fraction, approximate)
+    keep = zero_masks(masked, orbits, generator, fraction, approximate)
     slim = _run_pass(ChannelSurgery(), masked, inputs).graph_module
     _assert_idempotent(slim)
     if not approximate:
-        assert_close(_run(slim, inputs), _run(masked, inputs), "exactness")
+        assert_close(run(slim, inputs), run(masked, inputs), "exactness")
         _assert_exact_in_training(slim, masked, inputs)
     _assert_names(slim, traced)
-    before, after = _assert_costs(masked, slim, orbits, keep, inputs)
+    before, after = assert_prediction(masked, slim, orbits, keep)
+    assert_macs_counted(masked, inputs, before, "whole")
+    assert_macs_counted(slim, inputs, after, "slim")
     _assert_shapes(slim, inputs)
     _assert_trains(slim, inputs)
-    assert_close(_run(copy.deepcopy(slim), inputs), _run(slim, inputs), "deepcopy", 0)
+    assert_close(run(copy.deepcopy(slim), inputs), run(slim, inputs), "deepcopy", 0)
 
     assert_equal_state(model.state_dict(), state)
-    assert_close(_run(model, inputs), outputs, "the original model", 0)
+    assert_close(run(model, inputs), outputs, "the original model", 0)
     cut = Cut(traced, masked, slim, orbits, before, after)
     assert cut.removed >= removed_at_least, f"only {cut.removed:.1%} was removed; nothing is tested\n{dump(masked)}"
     return cut
 
 
 def randomise(model: nn.Module, generator: torch.Generator) -> None:
-    """Give normalisation layers random statistics and affine parameters, so that no channel is the identity."""
-    for module in model.modules():
-        if not isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)):
-            continue
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if tensor.is_floating_point():
-                low = 0.5 if name in ("running_var", "weight") else -0.5
-                value = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + low
-                tensor.data.copy_(value)
+    """Give tensors that initialisation made constant random values, so that no channel is the identity or dead.
+
+    These are the statistics and affine parameters of normalisation layers, layer scales, biases and tokens. Values of
+    positive ones stay positive, as variances must; a single number is a temperature unless it is zero.
+    """
+    for parameter in model.parameters():
+        _fill(parameter, generator)
+    for buffer in model.buffers():
+        if buffer.dim() == 1:
+            _fill(buffer, generator)
 
 
-def _double(inputs: Inputs) -> Inputs:
+def _fill(tensor: Tensor, generator: torch.Generator) -> None:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    first = float(tensor.detach().flatten()[0])
+    if bool((tensor != first).any()) or (tensor.numel() == 1 and first):
+        return
+    values = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    tensor.data.copy_(values + (0.5 if first > 0 else -0.5))
+
+
+def as_double(inputs: Inputs) -> Inputs:
+    """Return inputs whose floating-point tensors are float64."""
     args, kwargs = pytree.tree_map_only(
         Tensor, lambda t: t.double() if t.is_floating_point() else t, (inputs.args, inputs.kwargs)
     )
     return Inputs(args, kwargs)
 
 
-def _run(module: nn.Module, inputs: Inputs) -> Any:
+def run(module: nn.Module, inputs: Inputs) -> Any:
+    """Call a model or a graph of it on fresh copies of the inputs, without gradients and in float64 throughout."""
     args, kwargs = _arguments(module, inputs)
-    with torch.no_grad():
+    with torch.no_grad(), in_double():
         return module(*args, **kwargs)
+
+
+def in_double() -> TorchFunctionMode:
+    """Return a mode in which casts to float32 that a model writes into its code are to float64."""
+    return _InDouble()
+
+
+class _InDouble(TorchFunctionMode):
+    """Casts to float32 that a model writes into its code are to float64, so that rounding hides nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        args, kwargs = pytree.tree_map_only(torch.dtype, _doubled, (tuple(args), kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _doubled(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float32 else dtype
+
+
+def run_around_choices(masked: fx.GraphModule, slim: fx.GraphModule, inputs: Inputs) -> tuple[Any, Any]:
+    """Return what the slim and the masked graph hand to functions that choose by data, and their outputs.
+
+    Such functions (the best boxes of a detector) may tell numbers apart that agree to rounding. So the slim graph is
+    given what they chose in the masked one.
+    """
+    chosen: dict[str, Any] = {}
+    runs = [_ChoicesNoted(module, chosen) for module in (masked, slim)]
+    with torch.no_grad(), in_double():
+        outputs = [noting.run(*_placeholder_values(noting.module, inputs)) for noting in runs]
+    (expected, wanted), (found, given) = zip(outputs, (noting.handed for noting in runs), strict=True)
+    return [found, given], [expected, wanted]
+
+
+class _ChoicesNoted(fx.Interpreter):
+    """Notes what opaque functions are called with, and uses what was `chosen` where it is known."""
+
+    def __init__(self, module: fx.GraphModule, chosen: dict[str, Any]) -> None:
+        super().__init__(module)
+        self.chosen = chosen
+        self.handed: list[Any] = []
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if not isinstance(self.fetch_attr(target), OpaqueFunction):
+            return super().call_module(target, args, kwargs)
+        args, kwargs = _mutable(args), _mutable(kwargs)
+        self.handed.append(pytree.tree_map_only(Tensor, torch.clone, (args, kwargs)))
+        if target not in self.chosen:
+            self.chosen[target] = super().call_module(target, args, kwargs)
+        return self.chosen[target]
+
+
+def _mutable(value: Any) -> Any:
+    """Return ordinary containers, as generated code makes them; torch.fx keeps immutable ones."""
+    if isinstance(value, dict):
+        return {k: _mutable(v) for k, v in value.items()}
+    return (
+        type(value)(map(_mutable, value))
+        if type(value) is tuple
+        else ([_mutable(v) for v in value] if isinstance(value, list) else value)
+    )
 
 
 def _arguments(module: nn.Module, inputs: Inputs) -> tuple[Any, Any]:
@@ -167,17 +263,28 @@ def _arguments(module: nn.Module, inputs: Inputs) -> tuple[Any, Any]:
 
 def assert_close(found: Any, expected: Any, what: str, relative: float = EXACT) -> None:
     """Compare nested outputs, every tensor relative to its largest magnitude; 0 asks for equal bits."""
+    for i, error in enumerate(relative_errors(found, expected, what)):
+        assert error <= relative, f"{what}: output {i} is off by {error:.1e} relative"
+
+
+def relative_errors(found: Any, expected: Any, what: str) -> list[float]:
+    """Return the error of every nested output relative to its largest magnitude; structure and shapes must agree."""
     left, left_spec = pytree.tree_flatten(_plain(found))
     right, right_spec = pytree.tree_flatten(_plain(expected))
     assert left_spec == right_spec, f"{what}: the outputs have another structure"
-    for i, (a, b) in enumerate(zip(left, right, strict=True)):
-        if not isinstance(b, Tensor):
-            assert a == b, f"{what}: output {i} is {a}, expected {b}"
-            continue
-        assert a.shape == b.shape, f"{what}: output {i} has shape {tuple(a.shape)}, expected {tuple(b.shape)}"
-        assert b.isfinite().all(), f"{what}: output {i} is not finite, so that nothing is compared"
-        error = float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) if a.numel() else 0.0
-        assert error <= relative, f"{what}: output {i} is off by {error:.1e} relative"
+    return [_error(a, b, f"{what}: output {i}") for i, (a, b) in enumerate(zip(left, right, strict=True))]
+
+
+def _error(a: Any, b: Any, what: str) -> float:
+    if not isinstance(b, Tensor):
+        assert a == b, f"{what} is {a}, expected {b}"
+        return 0.0
+    assert a.shape == b.shape, f"{what} has shape {tuple(a.shape)}, expected {tuple(b.shape)}"
+    assert b.isfinite().all(), f"{what} is not finite, so that nothing is compared"
+    if not a.numel():
+        return 0.0
+    a, b = a.double(), b.double()
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
 def _plain(output: Any) -> Any:
@@ -194,11 +301,11 @@ def assert_equal_state(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
 
 def _run_pass(step: Pass, module: fx.GraphModule, inputs: Inputs) -> PassResult:
     """Run one pass through a pipeline; its input must stay untouched and `modified` must be true to the dump."""
-    before, state, outputs = dump(module), copy.deepcopy(module.state_dict()), _run(module, inputs)
+    before, state, outputs = dump(module), copy.deepcopy(module.state_dict()), run(module, inputs)
     result = Pipeline((step,))(module)
     assert dump(module) == before, f"{step.name} edited its input graph"
     assert_equal_state(module.state_dict(), state)
-    assert_close(_run(module, inputs), outputs, f"the input of {step.name}", 0)
+    assert_close(run(module, inputs), outputs, f"the input of {step.name}", 0)
     assert bool(result.modified) == (dump(result.graph_module) != before), (
         f"{step.name} says modified={result.modified}"
     )
@@ -214,8 +321,12 @@ def _assert_masked(orbits: Orbits) -> None:
         assert not orbit.absorbers or orbit.producers, f"{orbit} comes from nowhere"
 
 
-def _zero_masks(
-    masked: fx.GraphModule, orbits: Orbits, generator: torch.Generator, fraction: float, approximate: bool
+def zero_masks(
+    masked: fx.GraphModule,
+    orbits: Orbits,
+    generator: torch.Generator,
+    fraction: float = 0.5,
+    approximate: bool = False,
 ) -> Tensor:
     """Write random zeros into the masks; return the keep-vector float64 [classes] that they stand for."""
     keep = torch.ones(orbits.labelling.partition.count, dtype=torch.float64)
@@ -241,7 +352,7 @@ def _assert_exact_in_training(slim: fx.GraphModule, masked: fx.GraphModule, inpu
 
     def in_training(module: fx.GraphModule, seed: int) -> Any:
         torch.manual_seed(seed)
-        return _run(copy.deepcopy(module).train(), inputs)
+        return run(copy.deepcopy(module).train(), inputs)
 
     expected = in_training(masked, 0)
     if _agree(expected, in_training(masked, 1)):
@@ -275,7 +386,7 @@ def _macs(module: nn.Module, inputs: Inputs) -> int:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            _run(module, inputs)
+            run(module, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     flops = counter.get_total_flops()
@@ -287,16 +398,11 @@ def _parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _assert_costs(
-    masked: fx.GraphModule, slim: fx.GraphModule, orbits: Orbits, keep: Tensor, inputs: Inputs
-) -> tuple[Cost, Cost]:
-    """Law 2: what the labels of the masked graph predict is what is there, counted in three ways."""
+def assert_prediction(masked: fx.GraphModule, slim: fx.GraphModule, orbits: Orbits, keep: Tensor) -> tuple[Cost, Cost]:
+    """Law 2: what the labels of the masked graph predict is what is there; return the costs before and after."""
     model = CostModel(masked, orbits)
     before, after = model.cost(), model.cost(keep)
-    slim_orbits = find_orbits(slim)
-    again = CostModel(slim, slim_orbits).cost()
-    assert before.macs == _macs(masked, inputs), "MACs of the whole graph differ from the FLOP counter"
-    assert after.macs == _macs(slim, inputs), "predicted MACs differ from the FLOP counter on the slim graph"
+    again = CostModel(slim, find_orbits(slim)).cost()
     assert after.macs == again.macs, "predicted MACs differ from those of the slim graph, analysed anew"
     assert sum(model.macs_by_node(keep).values()) == after.macs
     assert before.parameters == _parameters(masked)
@@ -304,6 +410,12 @@ def _assert_costs(
     assert after.parameters == again.parameters
     assert (after.kfpp, before.kfpp) == (after.macs / model.pixels / 1000, before.macs / model.pixels / 1000)
     return before, after
+
+
+def assert_macs_counted(module: fx.GraphModule, inputs: Inputs, cost: Cost, which: str) -> None:
+    """Law 2: the multiply-accumulates of a graph are those that PyTorch's own counter sees in a run."""
+    counted = _macs(module, inputs)
+    assert cost.macs == counted, f"{cost.macs:,} MACs of the {which} graph, but the FLOP counter sees {counted:,}"
 
 
 class _ShapeCheck(fx.Interpreter):
@@ -353,7 +465,7 @@ def _assert_trains(slim: fx.GraphModule, inputs: Inputs) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, trainable, strict=True)), "an SGD step changed nothing"
     module.eval()
     assert not any(m.training for m in module.modules())
-    _run(module, inputs)
+    run(module, inputs)
 
 
 def _loss(outputs: Any) -> Tensor:

@@ -19,6 +19,8 @@ from fxprune import api, artifacts
 from fxprune.cli import commands
 from fxprune.console import Progress
 from fxprune.errors import VerifyError
+from fxprune.labels.operators import NOTES
+from fxprune.labels.rules import FAMILIES, RULES
 from fxprune.zoo import ModelSource, build_model
 from passes import PASSES
 
@@ -32,6 +34,32 @@ def net():
     torch.manual_seed(3)
     layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)]
     return nn.Sequential(*layers), torch.zeros(1, 3, 12, 12)
+
+class Pinning(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 12), nn.Linear(6, 5), nn.Linear(5, 7)
+        self.d = nn.Linear(6, 4)
+
+    def forward(self, x):
+        y = torch.nn.functional.glu(self.d(x).view(-1, 2, 2).transpose(1, 2).flatten(1), 1)
+        return self.a(x).softmax(1), self.c(self.b(x)), (y + y.flip(1)).sum(1)
+
+def pinning():
+    return Pinning(), torch.zeros(2, 6)
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 72), nn.Linear(24, 3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(2, 5, 3, 4, 6).permute(2, 0, 3, 1, 4)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(2, 5, 24))
+
+def heads():
+    return Heads(), torch.zeros(2, 5, 6)
 
 def normed():
     return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 2)), torch.zeros(1, 6)
@@ -75,7 +103,7 @@ def _mistake(*arguments: object) -> str:
 
 def test_without_a_command_the_help_is_shown() -> None:
     text = _done()
-    assert all(name in text for name in ("inspect", "prune", "show", "diff", "passes", "run"))
+    assert all(name in text for name in ("inspect", "prune", "show", "diff", "passes", "operators", "run"))
 
 
 def test_inspect_shows_orbits_widths_and_what_pins() -> None:
@@ -96,7 +124,30 @@ def test_inspect_for_machines() -> None:
 
 
 def test_inspect_says_why_an_orbit_is_statistical(models: str) -> None:
-    assert "layer_norm" in _done("inspect", f"{models}:normed")
+    text = " ".join(_done("inspect", f"{models}:normed").split())
+    reason = "layer normalisation takes statistics over this dimension"
+    assert f"aten.native_layer_norm {reason} 8 80.0%" in text
+    assert (
+        "Of 10 output channels 0.0% can leave exactly, 80.0% approximately (statistical), and 20.0% are pinned." in text
+    )
+
+
+def test_inspect_says_what_every_operator_costs_the_dearest_first(models: str) -> None:
+    facts = _facts("inspect", f"{models}:pinning")
+    costs = [(row["operator"], row["channels"]) for row in facts["pinning"]]
+    assert costs == [("aten._softmax", 12), ("output", 7), ("–", 4)]
+    assert facts["outputs"] == {"exact": 5, "statistical": 0, "pinned": 23}
+    assert sum(row["share"] for row in facts["pinning"]) == pytest.approx(23 / 28)
+    text = _done("inspect", f"{models}:pinning")
+    assert text.index("every position of this dimension") < text.index("output        ")
+
+
+@pytest.mark.parametrize(("attention", "width"), [("dimensions", 6), ("heads", 4)])
+def test_attention_loses_what_is_asked_for(models: str, out: Path, attention: str, width: int) -> None:
+    assert [o["width"] for o in _facts("inspect", f"{models}:heads", "--attention", attention)["orbits"]] == [width]
+    _done("prune", f"{models}:heads", "--attention", attention, "--ratio", "50%", "--out", out)
+    plan = artifacts.read_plan_file(out)
+    assert (plan.attention, plan.orbits[0].width, len(plan.orbits[0].kept)) == (attention, width, width // 2)
 
 
 def test_prune_writes_a_folder_that_loads(out: Path) -> None:
@@ -203,6 +254,47 @@ def test_passes_are_listed_with_options_and_first_line() -> None:
     assert "evidence" not in facts["channel-selection"]["options"]
 
 
+def test_operators_are_listed_with_their_family_and_what_happens_there() -> None:
+    rows = {row["operator"]: row for row in _facts("operators")}
+    assert list(rows) == list(RULES)
+    assert all(row["family"] in FAMILIES and row["does"] for row in rows.values())
+    assert rows["aten.permute"] == {"operator": "aten.permute", "family": "movement", "does": "Reorder dimensions."}
+    text = _done("operators")
+    assert all(note in text for note in NOTES)
+
+
+def test_the_page_of_operators_is_current() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "operators.md").read_text(encoding="utf-8")
+    assert _done("operators", "--markdown") == page, (
+        "docs/operators.md is not what the rules say; write it anew: fxprune operators --markdown > docs/operators.md"
+    )
+
+
+OPERATORS = [
+    ("aten.permute", [("aten.permute", "movement", "Reorder")]),
+    ("permute", [("aten.permute", "movement", "Reorder")]),
+    ("aten::cat", [("aten.cat", "movement", "Concatenate")]),
+    ("aten.relu", [("aten.relu", "pointwise", "Tagged as pointwise by PyTorch.")]),
+    ("aten.relu_", [("aten.relu_", "pointwise", "Tagged as pointwise by PyTorch.")]),
+    ("aten.hardswish_", [("aten.hardswish_", "pointwise", "As its out-of-place twin.")]),
+    ("aten.add.Tensor", [("aten.add.Tensor", "pointwise", "Unite the operands")]),
+    ("aten.linear", [("aten.linear", "composite", "PyTorch decomposes it")]),
+    ("aten.geqrf", [("aten.geqrf", "none", "No rule: every channel that meets it is pinned.")]),
+    (
+        "aten.max",
+        [("aten.max.default", "reduction", ""), ("aten.max.dim", "reduction", ""), ("aten.max.other", "pointwise", "")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), OPERATORS, ids=[name for name, _ in OPERATORS])
+def test_one_operator_is_explained(name: str, expected: list[tuple[str, str, str]]) -> None:
+    rows = _facts("operators", name)
+    assert [(row["operator"], row["family"]) for row in rows] == [row[:2] for row in expected]
+    assert all(text in row["does"] for row, (*_, text) in zip(rows, expected, strict=True))
+    assert all(row["does"] in _done("operators", name) for row in rows)
+
+
 def test_run_prints_what_each_pass_changed_and_the_graph(models: str) -> None:
     text = _done("run", "--passes", "mask-insertion,orbit-detection,channel-surgery", f"{models}:net")
     assert "--- mask-insertion:" in text
@@ -246,6 +338,12 @@ BAD_INPUT = [
     (["prune", "{models}:net", "--out", "{models}", "--macs", "50%"], "is a file"),
     (["inspect", "resnet18"], "did you mean 'torchvision:resnet18'"),
     (["inspect", "torchvision:resnet1"], "torchvision has no model 'resnet1'"),
+    (["inspect", "{models}:net", "--attention", "head"], "unknown attention policy 'head'"),
+    (
+        ["prune", "{models}:net", "--out", "{out}", "--macs", "50%", "--attention", "x"],
+        "known policies: dimensions, heads",
+    ),
+    (["operators", "aten.rellu"], "did you mean 'aten.relu'"),
     (["show", "{out}"], "has no plan.json"),
     (["diff", "{out}"], "has no graph.diff"),
     (["run", "--passes", "mask", "{models}:net"], "unknown pass 'mask'"),

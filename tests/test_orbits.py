@@ -108,7 +108,7 @@ def test_changes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     fxprune.prune(Residual().eval(), torch.zeros(2, 3, 4, 4), macs="50%", observers=[fxprune.print_changes])
     printed = capsys.readouterr().out
     assert "--- mask-insertion" in printed
-    assert "+%masks_orbit_0 = get masks.orbit_0 : keeps" in printed
+    assert "+%channel_masks_orbit_0 = get channel_masks.orbit_0 : keeps" in printed
     assert "-%stem = stem Conv2d(3→4)(%x)" in printed
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision  # noqa: F401 (registers its operators)
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -126,17 +127,23 @@ def _slice(rng: random.Random) -> Movement:
     return Movement((shape,), lambda t: aten.slice.Tensor(t, dim, start, end, step))
 
 
-def _split(rng: random.Random) -> Movement:
-    shape, dim = _shape(rng, 3, 9), rng.randint(-3, 2)
-    size = rng.randint(1, shape[dim])
-    parts = -(-shape[dim] // size)
-    return Movement((shape,), lambda t: _items(aten.split.Tensor(t, size, dim), parts))
+def _split(op: Callable[..., Any]) -> Callable[[random.Random], Movement]:
+    def draw(rng: random.Random) -> Movement:
+        shape, dim = _shape(rng, 3, 9), rng.randint(-3, 2)
+        size = rng.randint(1, shape[dim])
+        parts = -(-shape[dim] // size)
+        return Movement((shape,), lambda t: _items(op(t, size, dim), parts))
+
+    return draw
 
 
-def _split_with_sizes(rng: random.Random) -> Movement:
-    shape, dim = _shape(rng, 3, 9), rng.randint(-3, 2)
-    first = rng.randint(1, shape[dim] - 1)
-    return Movement((shape,), lambda t: _items(aten.split_with_sizes.default(t, [first, shape[dim] - first], dim), 2))
+def _split_with_sizes(op: Callable[..., Any]) -> Callable[[random.Random], Movement]:
+    def draw(rng: random.Random) -> Movement:
+        shape, dim = _shape(rng, 3, 9), rng.randint(-3, 2)
+        first = rng.randint(1, shape[dim] - 1)
+        return Movement((shape,), lambda t: _items(op(t, [first, shape[dim] - first], dim), 2))
+
+    return draw
 
 
 def _items(results: Any, count: int) -> list[Any]:
@@ -197,6 +204,49 @@ def _roll(rng: random.Random) -> Movement:
     return Movement((_shape(rng, 3),), lambda t: aten.roll(t, [rng.randint(-3, 3)] * len(dims), dims))
 
 
+def _rot90(rng: random.Random) -> Movement:
+    turns, dims = rng.randint(-1, 3), rng.sample([-1, 0, 1], 2)
+    return Movement((_shape(rng, 3),), lambda t: aten.rot90(t, turns, dims))
+
+
+def _triangle(op: Callable[..., Any]) -> Callable[[random.Random], Movement]:
+    def draw(rng: random.Random) -> Movement:
+        above = rng.randint(-2, 2)
+        return Movement((_shape(rng, 3),), lambda t: op(t, above))
+
+    return draw
+
+
+def _diagonal(rng: random.Random) -> Movement:
+    offset, dims = rng.randint(-1, 1), rng.sample([-1, 0, 1], 2)
+    return Movement((_shape(rng, 3),), lambda t: aten.diagonal(t, offset, *dims))
+
+
+def _windows(rng: random.Random) -> Movement:
+    shape, dim = _shape(rng, 3), rng.randint(-3, 2)
+    size, step = rng.randint(1, shape[dim]), rng.randint(1, 2)
+    return Movement((shape,), lambda t: aten.unfold(t, dim, size, step))
+
+
+def _im2col(rng: random.Random) -> Movement:
+    kernel, stride = [rng.randint(1, 3), 2], [rng.randint(1, 2), 1]
+    return Movement(((2, 3, 4, 5),), lambda t: aten.im2col(t, kernel, [1, 1], [1, 0], stride))
+
+
+def _col2im(rng: random.Random) -> Movement:
+    stride = rng.choice([(1, 9), (2, 4)])
+    shape = (2, 4 * rng.randint(2, 4), stride[1])
+    return Movement((shape,), lambda t: aten.col2im(t, [4, 4], [2, 2], [1, 1], [0, 0], [stride[0]] * 2))
+
+
+def _channel_shuffle(op: Callable[..., Any]) -> Callable[[random.Random], Movement]:
+    def draw(rng: random.Random) -> Movement:
+        groups = rng.randint(2, 4)
+        return Movement(((2, groups * rng.randint(2, 4), 3, 2),), lambda t: op(t, groups))
+
+    return draw
+
+
 def _repeat(rng: random.Random) -> Movement:
     times = [rng.randint(1, 3) for _ in range(rng.randint(3, 4))]
     return Movement((_shape(rng, 3, 4),), lambda t: aten.repeat(t, times))
@@ -230,8 +280,10 @@ MOVEMENTS: dict[str, Callable[[random.Random], Movement]] = {
     "aten.t": lambda rng: Movement((_shape(rng, 2),), lambda t: aten.t(t)),
     "aten.expand": _expand,
     "aten.slice": _slice,
-    "aten.split": _split,
-    "aten.split_with_sizes": _split_with_sizes,
+    "aten.split": _split(aten.split.Tensor),
+    "aten.unsafe_split": _split(aten.unsafe_split.Tensor),
+    "aten.split_with_sizes": _split_with_sizes(aten.split_with_sizes.default),
+    "aten.unsafe_split_with_sizes": _split_with_sizes(aten.unsafe_split_with_sizes.default),
     "aten.select": _select,
     "aten.unbind": _unbind,
     "aten.index_select": _index_select,
@@ -241,6 +293,15 @@ MOVEMENTS: dict[str, Callable[[random.Random], Movement]] = {
     "aten.constant_pad_nd": _pad,
     "aten.flip": _flip,
     "aten.roll": _roll,
+    "aten.rot90": _rot90,
+    "aten.tril": _triangle(aten.tril),
+    "aten.triu": _triangle(aten.triu),
+    "aten.diagonal": _diagonal,
+    "aten.unfold": _windows,
+    "aten.im2col": _im2col,
+    "aten.col2im": _col2im,
+    "aten.channel_shuffle": _channel_shuffle(aten.channel_shuffle),
+    "aten.native_channel_shuffle": _channel_shuffle(aten.native_channel_shuffle),
     "aten.repeat": _repeat,
     "aten.pixel_shuffle": _pixel_shuffle,
     "aten.pixel_unshuffle": _pixel_unshuffle,
@@ -317,8 +378,8 @@ def test_movement(name: str) -> None:
 
 def test_names_of_rules_are_operators() -> None:
     """A misspelt name would pin silently."""
-    unknown = [name for name in RULES if not hasattr(aten, name.removeprefix("aten."))]
-    assert unknown == []
+    names = [name.partition(".") for name in RULES]
+    assert [(home, name) for home, _, name in names if not hasattr(getattr(torch.ops, home), name)] == []
 
 
 def test_no_operator_has_two_rules() -> None:

@@ -28,12 +28,17 @@ class Surroundings(Protocol):
     """Values that the current node reads."""
     may_reshape: bool
     """Whether surgery can make the current node right after it divided, merged or expanded channels."""
+    spelling: str
+    """The current node's operator as Python spells it (`mean`), empty in a leaf module."""
 
     def read(self, tensor: Tensor) -> Labels:
         """Return the labels of a tensor."""
 
     def constant(self, tensor: Tensor) -> Tensor | None:
         """Return the real values of an integer table, None for a tensor that depends on data."""
+
+    def varies(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on an input of the graph: an activation, no constant and no weight."""
 
     def source(self, tensor: Tensor) -> str | None:
         """Return the input node of the current node whose zeros are zeros of this tensor."""
@@ -49,8 +54,10 @@ class Call:
         self.labels = around.read
         self.constant = around.constant
         self.source = around.source
+        self.varies = around.varies
         self.inputs = around.inputs
         self.may_reshape = around.may_reshape
+        self.spelling = around.spelling
         self.operator = operator
         self.args = args
         self.kwargs = kwargs
@@ -68,6 +75,11 @@ class Call:
         return name in _signature(self.operator)
 
     @property
+    def is_whole_node(self) -> bool:
+        """Whether this operator is all that the current node does, so that surgery can rewrite it."""
+        return self.spelling == self.operator._schema.name.split("::")[1]
+
+    @property
     def tensors(self) -> list[Tensor]:
         """Every tensor argument, those in lists included."""
         found: list[Tensor] = []
@@ -81,8 +93,12 @@ class Call:
     def pin_all(self, text: str) -> None:
         """Pin every labelled dimension of every argument."""
         for tensor in self.tensors:
-            for label in self.labels(tensor):
-                self.flow.pin(label, text)
+            self.pin(tensor, text)
+
+    def pin(self, tensor: Tensor, text: str, first: int = 0) -> None:
+        """Pin every labelled dimension of one argument, from dimension `first` on."""
+        for label in self.labels(tensor)[first:]:
+            self.flow.pin(label, text)
 
     def made(self, size: int) -> Label:
         """Return the label of a dimension whose positions are all alike: fresh slots, as many as are wanted.

@@ -14,31 +14,38 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import VerifyError
 from fxprune.graph.shapes import shapes_of
+from fxprune.labels.attention import attention_of, label_channels
 from fxprune.labels.flow import Labelled, Reason
 from fxprune.labels.orbits import Member, Orbit, Orbits
 from fxprune.labels.partition import Partition
 from fxprune.labels.places import Places, distinct
-from fxprune.labels.propagation import Labelling, propagate_labels
-from fxprune.runtime.masks import MASKS, is_mask, mask_channels
+from fxprune.labels.propagation import Labelling
+from fxprune.runtime.masks import MASKS, has_masks, is_mask, mask_channels
 
 __all__ = ["find_orbits", "unmasked"]
 
 
-def find_orbits(module: fx.GraphModule) -> Orbits:
+def find_orbits(module: fx.GraphModule, attention: str | None = None) -> Orbits:
     """Find which channels of a traced model must leave together, and which may not leave.
 
     Args:
         module: a GraphModule whose placeholders carry shapes (`fxprune.trace` writes them).
+        attention: what leaves attention: "dimensions" (the same of every head) or "heads" (whole heads). By default
+            what the graph is masked for, "dimensions" where it has no masks.
 
     Masks are transparent: a masked graph has the orbits of the graph without masks, with `Orbit.mask` set. The result
     is kept until the graph, its modules' modes or its tensors' shapes change.
 
-    Raises `InputError` when the graph does not run on those shapes.
+    Raises:
+        InputError: the graph does not run on those shapes.
+        SpecError: there is no such policy for attention.
+        UsageError: the graph is masked for another one.
     """
-    state = _state(module)
+    policy = attention_of(module, attention)
+    state = [policy, *_state(module)]
     known = _known.get(module)
     if known is None or known[0] != state:
-        known = _known[module] = (state, _find(module))
+        known = _known[module] = (state, _find(module, policy))
     return _with_masks(module, known[1])
 
 
@@ -81,7 +88,7 @@ def _with_masks(module: fx.GraphModule, orbits: Orbits) -> Orbits:
 
     Raises `VerifyError` when a mask is no longer that of one orbit, since a pass changed what is coupled.
     """
-    if not hasattr(module, MASKS):
+    if not has_masks(module):
         return orbits
     masks: dict[int, str] = {}
     for node in module.graph.nodes:
@@ -110,8 +117,8 @@ def _masks_at(module: fx.GraphModule, node: fx.Node, orbits: Orbits) -> Iterator
         yield orbit, name
 
 
-def _find(module: fx.GraphModule) -> Orbits:
-    labelling = propagate_labels(module)
+def _find(module: fx.GraphModule, policy: str) -> Orbits:
+    labelling = label_channels(module, policy)
     places = Places(labelling)
     part = labelling.partition
     free = ((part.pinned < 0) & places.owned()).nonzero().squeeze(1)

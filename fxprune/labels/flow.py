@@ -7,19 +7,34 @@ labels: `unite`, `pin`, `mark_statistical`, `absorb`, `count_macs`. Nothing is d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["Absorption", "Flow", "Label", "Labelled", "Labels", "Reason", "SlotTable", "TensorSlots", "Term"]
+__all__ = [
+    "Absorption",
+    "Choice",
+    "Flow",
+    "Label",
+    "Labelled",
+    "Labels",
+    "Reason",
+    "SlotTable",
+    "TensorSlots",
+    "Term",
+]
 
 Label = Tensor | None
 """int64 [positions], or None for a dimension of which nothing can be pruned."""
 
 Labels = tuple[Label, ...]
 """One label for each dimension of a tensor."""
+
+Choice = tuple[int, str, int]
+"""Where a reshape must choose which of several dimensions keeps its label: number of the operator in the run, "merge"
+or "divide", and the first of the dimensions."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,10 @@ class TensorSlots:
     starts: tuple[int, ...]
     is_parameter: bool
 
+    def labels(self) -> Labels:
+        """Return the slots of every dimension."""
+        return tuple(torch.arange(start, start + size) for start, size in zip(self.starts, self.shape, strict=True))
+
 
 class SlotTable:
     """Gives every position of every dimension of every floating parameter and buffer a slot.
@@ -61,6 +80,7 @@ class SlotTable:
     def __init__(self) -> None:
         self.tensors: list[TensorSlots] = []
         self.count = 0
+        self._fresh: list[range] = []
 
     def add(self, name: str, shape: Sequence[int], *, is_parameter: bool) -> TensorSlots:
         """Give slots to a tensor of `shape`."""
@@ -75,7 +95,19 @@ class SlotTable:
     def fresh(self, size: int) -> Tensor:
         """Return `size` new slots that belong to no tensor: constants that the graph itself makes."""
         self.count += size
+        self._fresh.append(range(self.count - size, self.count))
         return torch.arange(self.count - size, self.count)
+
+    def is_fresh(self, label: Tensor) -> bool:
+        """Whether every slot of a label was made by `fresh`, so that removing its positions costs nothing.
+
+        >>> table = SlotTable()
+        >>> _ = table.add("weight", [2], is_parameter=True)
+        >>> made = table.fresh(2)
+        >>> table.is_fresh(made.flip(0)), table.is_fresh(torch.tensor([1, 2]))
+        (True, False)
+        """
+        return all(any(slot in made for made in self._fresh) for slot in set(label.tolist()))
 
 
 @dataclass(frozen=True)
@@ -98,11 +130,21 @@ class Absorption:
 
 @dataclass
 class Flow:
-    """Facts gathered in one propagation; `node` and `operator` say where the interpreter is."""
+    """Facts gathered in one propagation; `node`, `operator` and `step` say where the interpreter is.
 
+    `axes` are decisions: which of the dimensions that a reshape divides or merges keeps its label. Where it is None the
+    propagation is a probe: every axis of a divided dimension gets slots of its own, so that it can be followed.
+    """
+
+    axes: Mapping[Choice, int] | None = field(default_factory=dict)
     slots: SlotTable = field(default_factory=SlotTable)
     node: str = ""
     operator: str = ""
+    step: int = 0
+    choices: dict[Choice, Labels] = field(default_factory=dict)
+    """Labels of the dimensions among which a reshape chose, None for those that lost theirs."""
+    products: list[tuple[Labels, Labels]] = field(default_factory=list)
+    """Labels of both operands of every matrix product of two activations."""
     unions: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     pins: list[tuple[Tensor, Reason]] = field(default_factory=list)
     statistics: list[tuple[Tensor, Reason]] = field(default_factory=list)
@@ -130,6 +172,32 @@ class Flow:
         """State that each row of a [classes, members] table of slots is kept or removed together."""
         if rows.shape[1] > 1:
             self.unions.append((rows[:, :1].expand(-1, rows.shape[1] - 1).reshape(-1), rows[:, 1:].reshape(-1)))
+
+    def choose(self, choice: Choice, labels: Sequence[Label], best: int) -> int:
+        """Return which of several dimensions keeps its label, as it must be one: the one decided on, else `best`."""
+        axis = best if self.axes is None else self.axes.get(choice, best)
+        axis = best if labels[axis] is None else axis
+        self.choices[choice] = tuple(label if d == axis or self.is_probe else None for d, label in enumerate(labels))
+        return axis
+
+    def divide(self, dim: int, ways: Sequence[Tensor], best: int) -> Labels:
+        """State that the current operator divides a labelled dimension; return the labels of dimensions `dim` on.
+
+        Row i of `ways[d]` are the slots at position i of axis d. The kept positions must stay a rectangle, so one axis
+        keeps the label, and the slots of each of its rows unite. A probe gives every axis slots of its own.
+        """
+        labels: Labels = tuple(rows[:, 0] for rows in ways)
+        if self.is_probe:
+            labels = self.slots.add(self.node, [rows.shape[0] for rows in ways], is_parameter=False).labels()
+        axis = self.choose((self.step, "divide", dim), labels, best)
+        if not self.is_probe:
+            self.unite_rows(ways[axis])
+        return self.choices[self.step, "divide", dim]
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether no axis loses its label."""
+        return self.axes is None
 
     def pin(self, label: Label, text: str) -> None:
         """State that no position of `label` may be removed, and why."""

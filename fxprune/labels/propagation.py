@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from fxprune.graph.execution import MetaInterpreter, MetaMode
+from fxprune.graph.execution import MetaInterpreter, MetaMode, is_mutating
 from fxprune.graph.facts import trace_facts
 from fxprune.graph.leaves import follows_input
 from fxprune.graph.shapes import record_shape, run_analysis
 from fxprune.labels.call import Call, is_labelled, nothing
-from fxprune.labels.flow import Flow, Labelled, Labels, TensorSlots
-from fxprune.labels.literals import can_rederive
+from fxprune.labels.flow import Choice, Flow, Labelled, Labels
+from fxprune.labels.leaves import LeafRule, find_leaf_rule
+from fxprune.labels.literals import can_rederive, operator_of
 from fxprune.labels.partition import Partition, partition
 from fxprune.labels.rules import FAMILIES, find_rule, operator_name
 from fxprune.runtime.masks import is_mask, mask_channels
 from fxprune.runtime.modes import by_mode
 
 __all__ = ["Labelling", "propagate_labels"]
+
+_NO_AXES: Mapping[Choice, int] = {}
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,17 @@ class Labelling:
     unruled: dict[str, int]
 
 
-def propagate_labels(module: fx.GraphModule) -> Labelling:
+def propagate_labels(module: fx.GraphModule, axes: Mapping[Choice, int] | None = _NO_AXES) -> Labelling:
     """Let labels flow through `module`, whose placeholders carry shapes in `meta["val"]`; all nodes do afterwards.
+
+    Args:
+        module: the graph.
+        axes: which of divided or merged dimensions keeps its label, where not the one that the rules would choose;
+            None for a probe, see `Flow`.
 
     Raises `InputError` when the graph does not run on those shapes.
     """
-    mode = _LabelMode(module)
+    mode = _LabelMode(module, Flow(axes))
     run_analysis(module, _LabelInterpreter(module, mode))
     return Labelling(mode.flow, partition(mode.flow), mode.values, tuple(mode.vectors.values()), mode.unruled)
 
@@ -59,21 +66,25 @@ def propagate_labels(module: fx.GraphModule) -> Labelling:
 class _LabelMode(MetaMode):
     """Applies the rule of every operator that has labelled arguments."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, flow: Flow) -> None:
         super().__init__()
-        self.flow = Flow()
+        self.flow = flow
         self.values: dict[str, Any] = {}
         self.unruled: dict[str, int] = {}
         self.vectors: dict[int, Tensor] = {}
         self.may_reshape = True
+        self.spelling = ""
         self.opaque = False
+        self.leaf_rule: LeafRule | None = None
+        self.ran_unseen = False
         self.inputs: list[Tensor] = []
         self._sources: dict[int, tuple[Tensor, str]] = {}
         self._labels: dict[int, tuple[Tensor, Labels]] = {}
         self._constants: dict[int, Tensor] = {}
+        self._varying: dict[int, Tensor] = {}
         for name, tensor, is_parameter in _named_tensors(module):
             slots = self.flow.slots.add(name, tensor.shape, is_parameter=is_parameter)
-            self._write(self.twin(tensor), _own_labels(slots))
+            self._write(self.twin(tensor), slots.labels())
 
     def _write(self, tensor: Tensor, labels: Labels) -> None:
         """Give labels to a tensor; the only position of a dimension must stay."""
@@ -109,15 +120,23 @@ class _LabelMode(MetaMode):
 
     def observe(self, operator: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         inputs = _tensors(args, kwargs)
-        self._follow_zeros(operator, inputs, result)
+        self.flow.step += 1
+        self._follow_zeros(operator, args, inputs, result)
+        if any(self.varies(t) for t in inputs):
+            self._vary(result)
         if not any(id(t) in self._labels for t in inputs) and not _states_facts(operator):
             return
         self.flow.operator = operator_name(operator)
         self._assign(result, self._apply(operator, Call(self, operator, args, kwargs, result)))
 
-    def _follow_zeros(self, operator: OpOverload, inputs: list[Tensor], result: Any) -> None:
-        """Note that zeros of the node's input are zeros of the result, where the operator keeps them."""
-        if not _keeps_zeros(operator):
+    def _follow_zeros(self, operator: OpOverload, args: tuple[Any, ...], inputs: list[Tensor], result: Any) -> None:
+        """Note that zeros of the node's input are zeros of the result, where the operator keeps them.
+
+        What writes anything else in place ends it for the whole node, since views of the tensor change with it.
+        """
+        if not _keeps_zeros(operator) or _pads_by_a_value(operator, args):
+            if is_mutating(operator):
+                self._sources.clear()
             return
         sources = [self.source(t) for t in inputs]
         known = {source for source in sources if source is not None}
@@ -125,6 +144,14 @@ class _LabelMode(MetaMode):
         if len(known) == 1 and (None not in sources or operator_name(operator) not in _JOINS):
             (source,) = known
             self._sources.update((id(t), (t, source)) for t in _tensors(result))
+
+    def varies(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on an input of the graph."""
+        return id(tensor) in self._varying
+
+    def _vary(self, value: Any) -> None:
+        """Note that the tensors of a value depend on an input; they are held, so that no other gets their id."""
+        self._varying.update((id(t), t) for t in _tensors(value))
 
     def constant(self, tensor: Tensor) -> Tensor | None:
         """Return the real values of an integer table, None for a tensor that depends on data."""
@@ -156,14 +183,20 @@ class _LabelMode(MetaMode):
         self._sources = {id(value): (value, name) for name, value in inputs.items() if isinstance(value, Tensor)}
         leaf = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         self.may_reshape = can_rederive(node) if leaf is None else follows_input(leaf)
-        self.opaque = leaf is not None and str(node.target) in trace_facts(module).opaque
+        self.spelling = operator_of(node) if leaf is None else ""
+        self.leaf_rule = None if leaf is None else find_leaf_rule(leaf)
+        self.ran_unseen = False
+        self.opaque = leaf is not None and not self.leaf_rule and str(node.target) in trace_facts(module).opaque
         if self.opaque and leaf is not None:
             self.unseen(leaf, 0)
 
     def unseen(self, leaf: nn.Module, macs: int) -> None:
-        """Pin all that a leaf holds and takes, as its operators are not seen; count what it was measured to cost."""
+        """Count what a leaf was measured to cost; pin all that it holds and takes, unless it has a rule of its own."""
         self.flow.operator = type(leaf).__name__
         self.flow.count_macs(macs)
+        self.ran_unseen = True
+        if self.leaf_rule is not None:
+            return
         for tensor in (*leaf.parameters(), *leaf.buffers(), *self.inputs):
             for label in self.read(self.twin(tensor)):
                 self.flow.pin(label, "meets a module that was not traced")
@@ -175,6 +208,11 @@ class _LabelMode(MetaMode):
             for tensor in _tensors(value, self.inputs):
                 for label in self.read(tensor):
                     self.flow.pin(label, "returned by the model")
+        if self.leaf_rule is not None and self.ran_unseen:
+            self._write(value, self.leaf_rule(self.flow, [(t, self.read(t)) for t in self.inputs], value))
+        # Operators of a leaf may have been out of sight.
+        if node.op == "placeholder" or (node.op == "call_module" and any(self.varies(t) for t in self.inputs)):
+            self._vary(value)
         record_shape(node, value)
         self.values[node.name] = self._labelled(value)
 
@@ -212,10 +250,6 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
             yield name, buffer, False
 
 
-def _own_labels(slots: TensorSlots) -> Labels:
-    return tuple(torch.arange(start, start + size) for start, size in zip(slots.starts, slots.shape, strict=True))
-
-
 def _tensors(*values: Any) -> list[Tensor]:
     found: list[Tensor] = []
     for value in values:
@@ -244,6 +278,11 @@ _JOINS = ("aten.cat", "aten.stack")
 @functools.cache
 def _keeps_zeros(operator: OpOverload) -> bool:
     """Whether a zero of the input is a zero of the result at the place where its label goes."""
-    name = operator_name(operator)
+    name = operator_name(operator).removesuffix("_")
     families = (FAMILIES["movement"], FAMILIES["reshaping"], FAMILIES["spatial"], _ZERO_TO_ZERO)
     return any(name in family for family in families)
+
+
+def _pads_by_a_value(operator: OpOverload, args: tuple[Any, ...]) -> bool:
+    """Whether padding puts something else than zero beside the zeros of a channel."""
+    return operator_name(operator) == "aten.constant_pad_nd" and any(args[2:3])

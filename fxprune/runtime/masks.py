@@ -1,7 +1,7 @@
 """Channel masks: what a masked graph holds for every orbit, and the operator that applies them.
 
-A mask is a float buffer [width] of zeros and ones in the submodule `masks`; it moves, converts and saves with the
-model. One `mask_channels` node stands before every operator that absorbs channels.
+A mask is a float buffer [width] of zeros and ones in the submodule `channel_masks`; it moves, converts and saves with
+the model. One `mask_channels` node stands before every operator that absorbs channels.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-__all__ = ["MASKS", "ChannelMasks", "is_mask", "mask_channels"]
+__all__ = ["MASKS", "ChannelMasks", "has_masks", "is_mask", "mask_channels"]
 
-MASKS = "masks"
+MASKS = "channel_masks"
 """Name of the submodule that holds the masks of a graph."""
 
 
@@ -24,10 +24,15 @@ class ChannelMasks(nn.Module):
 def is_mask(target: str) -> bool:
     """Whether an attribute path names a mask or its index table.
 
-    >>> is_mask("masks.orbit_0"), is_mask("layer1.masks.0")
+    >>> is_mask("channel_masks.orbit_0"), is_mask("layer1.masks.0")
     (True, False)
     """
     return target.startswith(f"{MASKS}.")
+
+
+def has_masks(module: fx.GraphModule) -> bool:
+    """Whether a graph is masked."""
+    return any(node.target is mask_channels for node in module.graph.nodes)
 
 
 def mask_channels(x: Tensor, masks: Sequence[Tensor], dim: int, index: Tensor | None = None) -> Tensor:

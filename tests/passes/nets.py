@@ -57,5 +57,5 @@ def masked(model: nn.Module, **masks: list[int]) -> fx.GraphModule:
 
     module = Pipeline((MaskInsertion(),))(traced(model)).graph_module
     for orbit, values in masks.items():
-        module.get_buffer(f"masks.{orbit}").copy_(torch.tensor(values))
+        module.get_buffer(f"channel_masks.{orbit}").copy_(torch.tensor(values))
     return module

@@ -85,7 +85,7 @@ def test_the_least_important_channels_leave() -> None:
         model[0].weight[[1, 5]] *= 1e-3  # type: ignore[index]
     for criterion in ("l1", "l2"):
         module = select(model, ratio={"0": 0.25}, criterion=criterion)
-        assert module.get_buffer("masks.orbit_0").tolist() == [1, 0, 1, 1, 1, 0, 1, 1]
+        assert module.get_buffer("channel_masks.orbit_0").tolist() == [1, 0, 1, 1, 1, 0, 1, 1]
 
 
 def test_fpgm_removes_what_others_can_replace() -> None:
@@ -93,7 +93,7 @@ def test_fpgm_removes_what_others_can_replace() -> None:
     with torch.no_grad():
         model[0].weight[2] = model[0].weight[[0, 1, 3, 4, 5, 6, 7]].mean(0)  # type: ignore[index]
     module = select(model, ratio={"0": 0.125}, criterion="fpgm")
-    assert module.get_buffer("masks.orbit_0").tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
+    assert module.get_buffer("channel_masks.orbit_0").tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
 
 
 def test_batch_norm_scale_leaves_orbits_without_one() -> None:
@@ -101,7 +101,7 @@ def test_batch_norm_scale_leaves_orbits_without_one() -> None:
     with torch.no_grad():
         model[1].weight[3] = 1e-3  # type: ignore[index]
     module = select(model, ratio=0.125, criterion="bn-scale", scope="uniform")
-    assert module.get_buffer("masks.orbit_0").tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+    assert module.get_buffer("channel_masks.orbit_0").tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
     assert widths(module)[2] == 8
 
 
@@ -112,19 +112,20 @@ def test_taylor_removes_what_the_loss_does_not_feel() -> None:
     before = {name: p.clone() for name, p in model.named_parameters()}
     evidence = Evidence([torch.randn(4, 3, 12, 12)], lambda m, x: m(x).square().mean())
     module = select(model, ratio={"0": 0.125}, criterion="taylor", evidence=evidence)
-    assert module.get_buffer("masks.orbit_0").tolist() == [1, 1, 1, 1, 0, 1, 1, 1]
+    assert module.get_buffer("channel_masks.orbit_0").tolist() == [1, 1, 1, 1, 0, 1, 1, 1]
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_random_is_seeded() -> None:
-    masks = [select(wide(), macs="50%", criterion="random", seed=s).get_buffer("masks.orbit_1") for s in (0, 0, 1)]
+    graphs = [select(wide(), macs="50%", criterion="random", seed=s) for s in (0, 0, 1)]
+    masks = [graph.get_buffer("channel_masks.orbit_1") for graph in graphs]
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
 
 
 def test_a_callable_is_a_criterion() -> None:
     module = select(wide(8), ratio={"0": 0.5}, criterion=lambda subject: torch.arange(float(subject.orbit.width)))
-    assert module.get_buffer("masks.orbit_0").tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert module.get_buffer("channel_masks.orbit_0").tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
 def test_selection_keeps_the_graph() -> None:
@@ -132,7 +133,7 @@ def test_selection_keeps_the_graph() -> None:
     graph = str(module.graph)
     assert ChannelSelection(ratio=0.5)(module).modified
     assert str(module.graph) == graph
-    assert "get masks.orbit_0 : keeps 2 of 4" in fxprune.dump(module)
+    assert "get channel_masks.orbit_0 : keeps 2 of 4" in fxprune.dump(module)
     assert not ChannelSelection(ratio=0.0)(masked(Residual())).modified
 
 

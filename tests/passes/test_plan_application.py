@@ -18,7 +18,7 @@ def test_a_plan_is_read_and_written_back(tmp_path: Path) -> None:
     for given in (plan, str(path)):
         module = masked(Residual())
         assert PlanApplication(given)(module).modified
-        assert module.get_buffer("masks.orbit_0").tolist() == [1, 0, 0, 1]
+        assert module.get_buffer("channel_masks.orbit_0").tolist() == [1, 0, 0, 1]
         assert read_plan(module) == plan
 
 

@@ -16,12 +16,16 @@ from fxprune.labels.call import Rule
 from fxprune.labels.rules import (
     contraction,
     creation,
+    indexing,
     movement,
     normalisation,
     pointwise,
     reduction,
+    refusal,
     reshaping,
+    sampling,
     spatial,
+    spectral,
 )
 
 __all__ = ["FAMILIES", "RULES", "find_rule", "operator_name"]
@@ -32,9 +36,13 @@ FAMILIES: dict[str, dict[str, Rule]] = {
     "movement": movement.RULES,
     "reshaping": reshaping.RULES,
     "spatial": spatial.RULES,
+    "sampling": sampling.RULES,
+    "indexing": indexing.RULES,
+    "spectral": spectral.RULES,
     "normalisation": normalisation.RULES,
     "reduction": reduction.RULES,
     "creation": creation.RULES,
+    "refusal": refusal.RULES,
 }
 RULES: dict[str, Rule] = {name: rule for table in FAMILIES.values() for name, rule in table.items()}
 

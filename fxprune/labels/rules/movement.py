@@ -5,8 +5,9 @@ Labels are kept one vector a dimension, so nothing is ever materialised over bat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from fxprune.labels.flow import Label, Labels
 from fxprune.labels.rules.pointwise import broadcast
 
 __all__ = ["RULES"]
+
+_T = TypeVar("_T")
 
 
 def permute(call: Call) -> Labels:
@@ -68,14 +71,23 @@ def _real(call: Call, value: Any) -> Any:
 
 
 def strided_slice(call: Call) -> Labels | list[Labels]:
-    """`slice`: a step over channels is pinned, since no step keeps the same channels once some are gone."""
-    x = call["self"]
-    dim = normalised(call["dim"], x.dim())
-    if call["step"] == 1:
+    """`slice`: with a step over channels, each block of that many leaves together, so that the step stays right.
+
+    That needs a slice that takes the same position of every block; any other pins what it steps over.
+    """
+    x, step = call["self"], call["step"]
+    dim, labels = normalised(call["dim"], x.dim()), call.labels(x)
+    label = labels[dim]
+    if step == 1 or label is None:
         return along(call)
-    labels = call.labels(x)
-    call.flow.pin(labels[dim], "sliced with a step")
-    return (*labels[:dim], None, *labels[dim + 1 :])
+    start, stop, _ = slice(call["start"], call["end"]).indices(label.numel())
+    if not call.may_reshape or start >= step or stop < label.numel():
+        call.flow.pin(label, "sliced with a step")
+        return (*labels[:dim], None, *labels[dim + 1 :])
+    whole = label.numel() // step * step
+    call.flow.unite_rows(label[:whole].view(-1, step))
+    call.flow.pin(label[whole:], "the last of a slice with a step")
+    return (*labels[:dim], label[start::step], *labels[dim + 1 :])
 
 
 def select(call: Call) -> Labels:
@@ -103,6 +115,7 @@ def index_select(call: Call) -> Labels | list[Labels]:
     dim, labels = normalised(call["dim"], x.dim()), call.labels(x)
     if call.constant(call["index"]) is not None:
         return along(call)
+    call.pin(call["index"], "positions that are read")
     call.flow.pin(labels[dim], "indexed by data")
     return (*labels[:dim], None, *labels[dim + 1 :])
 
@@ -112,6 +125,8 @@ def index(call: Call) -> Labels:
     x, indices = call["self"], list(call["indices"])
     labels = list(call.labels(x))
     indexed = [d for d, i in enumerate(indices) if i is not None]
+    for d in indexed:
+        call.pin(indices[d], "positions that are read")
     if len(indexed) == 1 and indices[indexed[0]].dim() == 1:
         d = indexed[0]
         positions = call.constant(indices[d])
@@ -138,8 +153,7 @@ def cat(call: Call) -> Labels:
     if any(part is not None for part in parts):
         # A part of which nothing can be pruned gets slots of its own, pinned, so that the others stay free.
         joined = torch.cat([_whole(call, part, t.shape[dim]) for part, t in zip(parts, tensors, strict=True)])
-    others = [(t.select(dim, 0), _without(call.labels(t), dim)) for t in tensors]
-    rest = broadcast(call.flow, others) if call.result.dim() > 1 else ()
+    rest = broadcast(call.flow, [(_without(tuple(t.shape), dim), _without(call.labels(t), dim)) for t in tensors])
     return (*rest[:dim], joined, *rest[dim:])
 
 
@@ -151,14 +165,14 @@ def _whole(call: Call, label: Label, size: int) -> Tensor:
     return fresh
 
 
-def _without(labels: Labels, dim: int) -> Labels:
-    return labels[:dim] + labels[dim + 1 :]
+def _without(values: tuple[_T, ...], dim: int) -> tuple[_T, ...]:
+    return values[:dim] + values[dim + 1 :]
 
 
 def stack(call: Call) -> Labels:
     """Join along a new dimension; all others unite."""
     dim = normalised(call["dim"], call.result.dim())
-    rest = broadcast(call.flow, [(t, call.labels(t)) for t in call["tensors"]])
+    rest = broadcast(call.flow, [(t.shape, call.labels(t)) for t in call["tensors"]])
     return (*rest[:dim], None, *rest[dim:])
 
 
@@ -191,12 +205,41 @@ def flip(call: Call) -> Labels:
 def roll(call: Call) -> Labels:
     """Rotate dimensions; a rolled labelled dimension pins, as its shift depends on what is kept."""
     x = call["self"]
-    labels = list(call.labels(x))
-    dims = [normalised(d, x.dim()) for d in call["dims"]] or list(range(x.dim()))
+    return _pinning(call, [normalised(d, x.dim()) for d in call["dims"]] or range(x.dim()), "rolled")
+
+
+def rot90(call: Call) -> Labels:
+    """Rotate the plane of two dimensions, which are pinned."""
+    return _pinning(call, [normalised(d, call["self"].dim()) for d in call["dims"]], "rotated into another dimension")
+
+
+def triangle(call: Call) -> Labels:
+    """`tril`, `triu`: zeros in the last two dimensions by their positions, which are pinned."""
+    ndim = call["self"].dim()
+    return _pinning(call, (ndim - 2, ndim - 1), "zeroed by its position")
+
+
+def _pinning(call: Call, dims: Iterable[int], text: str) -> Labels:
+    """Pin some dimensions; the others pass."""
+    labels = list(call.labels(call["self"]))
     for d in dims:
-        call.flow.pin(labels[d], "rolled")
+        call.flow.pin(labels[d], text)
         labels[d] = None
     return tuple(labels)
+
+
+def diagonal(call: Call) -> Labels:
+    """Two dimensions become their diagonal, the last of the result; they are pinned."""
+    ndim = call["self"].dim()
+    planes = {normalised(call["dim1"], ndim), normalised(call["dim2"], ndim)}
+    labels = _pinning(call, planes, "a diagonal is taken of this dimension")
+    return (*(label for d, label in enumerate(labels) if d not in planes), None)
+
+
+def windows(call: Call) -> Labels:
+    """`Tensor.unfold`: windows along a dimension, which is pinned; their positions are the last of the result."""
+    dim = normalised(call["dimension"], call["self"].dim())
+    return (*_pinning(call, [dim], "windows slide along this dimension"), None)
 
 
 RULES: dict[str, Rule] = {
@@ -204,8 +247,9 @@ RULES: dict[str, Rule] = {
     "aten.transpose": transpose,
     "aten.t": transpose_last,
     "aten.slice": strided_slice,
-    "aten.split": along,
-    "aten.split_with_sizes": along,
+    **dict.fromkeys(
+        ["aten.split", "aten.split_with_sizes", "aten.unsafe_split", "aten.unsafe_split_with_sizes"], along
+    ),
     "aten.select": select,
     "aten.unbind": unbind,
     "aten.index_select": index_select,
@@ -215,4 +259,8 @@ RULES: dict[str, Rule] = {
     "aten.constant_pad_nd": pad,
     "aten.flip": flip,
     "aten.roll": roll,
+    "aten.rot90": rot90,
+    **dict.fromkeys(["aten.tril", "aten.triu"], triangle),
+    "aten.diagonal": diagonal,
+    "aten.unfold": windows,
 }

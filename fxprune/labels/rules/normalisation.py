@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fxprune.labels.call import Call, Rule, nothing
+from fxprune.labels.call import Call, Rule, normalised, nothing
 from fxprune.labels.flow import Label, Labels
+from fxprune.labels.rules.pointwise import join
 
 __all__ = ["RULES"]
 
@@ -67,6 +68,19 @@ def group_norm(call: Call) -> list[Labels]:
     return [tuple(labels), *(nothing(r) for r in call.result[1:])]
 
 
+def weight_norm(call: Call) -> list[Labels]:
+    """Every position of dimension `dim` of a weight is divided by its norm over the others, and scaled."""
+    v, g = call["v"], call["g"]
+    dim = normalised(call["dim"], v.dim())
+    labels = list(call.labels(v))
+    for d, label in enumerate(labels):
+        if d == dim:
+            labels[d] = join(call.flow, [label, call.labels(g)[d]])
+        else:
+            call.flow.mark_statistical(label, "weight normalisation takes a norm over this dimension")
+    return [tuple(labels), tuple(labels[d] if d == dim else None for d in range(call.result[1].dim()))]
+
+
 RULES: dict[str, Rule] = {
     "aten.native_batch_norm": batch_norm,
     "aten._native_batch_norm_legit": batch_norm,
@@ -77,4 +91,5 @@ RULES: dict[str, Rule] = {
     "aten.native_layer_norm": layer_norm,
     "aten._fused_rms_norm": layer_norm,
     "aten.native_group_norm": group_norm,
+    "aten._weight_norm_interface": weight_norm,
 }

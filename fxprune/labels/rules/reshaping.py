@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fxprune.labels.call import Call, Rule, nothing
 from fxprune.labels.flow import Label, Labels
+from fxprune.labels.partition import components
 
 __all__ = ["RULES", "dimension_groups"]
 
@@ -48,6 +50,8 @@ def reshaped(call: Call, before: Sequence[int], after: Sequence[int], labels: La
     """Return the labels of a row-major reshape."""
     out: list[Label] = [None] * len(after)
     if 0 in before:
+        for label in labels:
+            call.flow.pin(label, "reshaped without a single element")
         return tuple(out)
     for sources, targets in dimension_groups(before, after):
         inner = [d for d in sources if before[d] > 1]
@@ -61,46 +65,70 @@ def reshaped(call: Call, before: Sequence[int], after: Sequence[int], labels: La
             for d in inner:
                 call.flow.pin(labels[d], "reshaped inside a leaf module that is not known to follow its input")
             continue
-        merged = _merge(call, [labels[d] for d in inner], [before[d] for d in inner])
-        axis, label = _split(call, merged, [after[d] for d in outer])
-        out[outer[axis]] = label
+        merged = _merge(call, [labels[d] for d in inner], [before[d] for d in inner], sources.start)
+        for d, label in zip(outer, _split(call, merged, [after[d] for d in outer], targets.start), strict=True):
+            out[d] = label
     return tuple(out)
 
 
-def _merge(call: Call, labels: list[Label], sizes: list[int]) -> Tensor:
-    """Merge adjacent dimensions of which one keeps its label; that of others is pinned."""
-    widest = max((d for d in range(len(labels)) if labels[d] is not None), key=lambda d: sizes[d])
+def _merge(call: Call, labels: list[Label], sizes: list[int], dim: int) -> Tensor:
+    """Merge adjacent dimensions from `dim` on, of which one keeps its label; that of others is pinned."""
+    kept = _kept_of_merged(call, labels, sizes, dim)
     for d, label in enumerate(labels):
-        if d != widest:
+        if d != kept:
             call.flow.pin(label, "merged with another labelled dimension")
-    kept = labels[widest]
-    assert kept is not None
-    shape = [size if d == widest else 1 for d, size in enumerate(sizes)]
-    return kept.view(shape).expand(sizes).reshape(-1)
+    shape = [size if d == kept else 1 for d, size in enumerate(sizes)]
+    return _labelled(labels[kept]).view(shape).expand(sizes).reshape(-1)
 
 
-def _split(call: Call, label: Tensor, sizes: list[int]) -> tuple[int, Label]:
-    """Split a labelled dimension into several; return the one that keeps the label, and its label.
+def _kept_of_merged(call: Call, labels: list[Label], sizes: list[int], dim: int) -> int:
+    """Choose which of merged dimensions keeps its label.
 
-    The kept positions must stay a rectangle, so classes unite along all other dimensions. The dimension that leaves
-    the most classes keeps its label; the innermost (channel within a group, within a head) among equals.
+    1. Copies that an expansion made give way: repeated heads go by the heads, not by their copies.
+    2. The widest keeps its label. A probe follows the outermost, since heads lie outside of their dimensions.
+    """
+    known = [d for d, label in enumerate(labels) if label is not None]
+    if len(known) == 1:
+        return known[0]
+    lasting = [d for d in known if not call.flow.slots.is_fresh(_labelled(labels[d]))] or known
+    best = lasting[0] if call.flow.is_probe else max(lasting, key=lambda d: sizes[d])
+    return call.flow.choose((call.flow.step, "merge", dim), labels, best)
+
+
+def _labelled(label: Label) -> Tensor:
+    assert label is not None
+    return label
+
+
+def _split(call: Call, label: Tensor, sizes: list[int], dim: int) -> Labels:
+    """Split a labelled dimension into several from `dim` on; return their labels.
+
+    The axis that leaves the most classes keeps the label; the innermost (channel within a group, within a head) among
+    equals. Where that unites nothing, as after a merge, the split is no choice; otherwise attention may want another.
     """
     if len(sizes) == 1:
-        return 0, label
+        return (label,)
     table = label.view(sizes)
-    best, rows = max(
-        ((d, table.movedim(d, 0).flatten(1)) for d in range(len(sizes))), key=lambda c: (_classes(c[1]), c[0])
-    )
-    call.flow.unite_rows(rows)
-    return best, rows[:, 0]
+    ways = [table.movedim(d, 0).flatten(1) for d in range(len(sizes))]
+    best = max(range(len(ways)), key=lambda d: (_classes(ways[d]), d))
+    if not _is_constant(ways[best]):
+        return call.flow.divide(dim, ways, best)
+    return tuple(rows[:, 0] if d == best else None for d, rows in enumerate(ways))
+
+
+def _is_constant(rows: Tensor) -> bool:
+    """Whether each row is one slot again and again."""
+    return torch.equal(rows, rows[:, :1].expand_as(rows))
 
 
 def _classes(rows: Tensor) -> int:
     """Count the classes that remain when the slots of each row unite."""
-    if torch.equal(rows, rows[:, :1].expand_as(rows)):
+    if _is_constant(rows):
         return int(rows[:, 0].unique().numel())
-    overlap = rows.numel() - rows.unique().numel()
-    return max(rows.shape[0] - overlap, 1)
+    slots, local = rows.unique(return_inverse=True)
+    return int(
+        components(slots.numel(), [(local[:, :1].expand_as(local).reshape(-1), local.reshape(-1))]).unique().numel()
+    )
 
 
 def expand(call: Call) -> Labels:
@@ -156,6 +184,36 @@ def _pin_space(call: Call) -> Labels:
     return labels
 
 
+def channel_shuffle(call: Call) -> Labels:
+    """[B, g·n, …] → [B, n·g, …]: the same channel leaves every group, so that there are still g of them."""
+    labels = call.labels(call["self"])
+    label = labels[1]
+    if label is not None:
+        columns = label.view(call["groups"], -1).t()
+        call.flow.unite_rows(columns)
+        label = columns.reshape(-1)
+    return (labels[0], label, *labels[2:])
+
+
+def im2col(call: Call) -> Labels:
+    """`F.unfold`, [B, C, H, W] → [B, C·kh·kw, L]: each channel becomes the positions of its window."""
+    *batch, label, height, width = call.labels(call["self"])
+    for space in (height, width):
+        call.flow.pin(space, "windows slide along this dimension")
+    return (*batch, None if label is None else label.repeat_interleave(math.prod(call["kernel_size"])), None)
+
+
+def col2im(call: Call) -> Labels:
+    """`F.fold`, [B, C·kh·kw, L] → [B, C, H, W]: the positions of a channel's window leave together."""
+    *batch, label, windows = call.labels(call["self"])
+    call.flow.pin(windows, "windows are added up along this dimension")
+    if label is not None:
+        rows = label.view(-1, math.prod(call["kernel_size"]))
+        call.flow.unite_rows(rows)
+        label = rows[:, 0]
+    return (*batch, label, None, None)
+
+
 def as_strided(call: Call) -> Labels:
     """A view by strides: followed when it only adds or drops dimensions of size 1, pinned otherwise."""
     x, out = call["self"], call.result
@@ -180,5 +238,8 @@ RULES: dict[str, Rule] = {
     "aten.repeat": repeat,
     "aten.pixel_shuffle": pixel_shuffle,
     "aten.pixel_unshuffle": pixel_unshuffle,
+    **dict.fromkeys(["aten.channel_shuffle", "aten.native_channel_shuffle"], channel_shuffle),
+    "aten.im2col": im2col,
+    "aten.col2im": col2im,
     "aten.as_strided": as_strided,
 }

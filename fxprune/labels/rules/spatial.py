@@ -40,7 +40,7 @@ RULES: dict[str, Rule] = dict.fromkeys(
         *(f"aten.upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "trilinear3d")),
         *(f"aten.upsample_{kind}" for kind in ("bilinear2d", "bicubic2d")),
         *(f"aten._upsample_{kind}" for kind in ("nearest_exact1d", "nearest_exact2d", "nearest_exact3d")),
-        *(f"aten._upsample_{kind}" for kind in ("bilinear2d_aa", "bicubic2d_aa")),
+        *(f"aten._upsample_{kind}" for kind in ("bilinear2d_aa", "bicubic2d_aa", "lanczos2d_aa")),
     ],
     spatial,
 )

@@ -33,7 +33,7 @@ def instruction_set() -> str:
 def describe_run(packages: Iterable[str]) -> str:
     """Return Markdown lines: machine, threads, versions, command."""
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     return "\n".join(
         (
             f"* machine: {processor()} ({instruction_set()}), {torch.get_num_threads()} thread(s), {platform.system()}",

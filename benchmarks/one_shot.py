@@ -4,8 +4,8 @@ CIFAR ResNet-56 and ImageNet MobileNetV2 lose 10, 30 and 50 % of their multiply-
 scope, with the batch-norm statistics of the dense model and with re-estimated ones. DIR holds `real_data.py`, which
 gives the models and images, and the files that it reads.
 
-    python benchmarks/one_shot.py --data DIR
-    python benchmarks/one_shot.py --data DIR --models resnet56 --criteria l2,taylor --limit 500
+    python -m benchmarks.one_shot --data DIR
+    python -m benchmarks.one_shot --data DIR --models resnet56 --criteria l2,taylor --limit 500
 
 Images that a criterion or a re-estimation sees are never those that accuracy is measured on: for CIFAR they come from
 the training set, for ImageNet they are every other image of the sample.
@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import describe_run, publish
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import fxprune
+from benchmarks.machine import describe_run, publish
 
 CRITERIA = ("l1", "l2", "fpgm", "bn-scale", "taylor", "random")
 SCOPES = ("global", "uniform")

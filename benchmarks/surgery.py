@@ -6,8 +6,8 @@ criterion="l2")`: trace, orbits, selection and surgery. For Torch-Pruning it is 
 with the options of its README. Building and copying models, counting MACs and running the results are not timed. The
 two alternate, so that a drift of the machine's speed meets both.
 
-    python benchmarks/surgery.py
-    python benchmarks/surgery.py --models resnet50,densenet121 --repeats 3 --stages
+    python -m benchmarks.surgery
+    python -m benchmarks.surgery --models resnet50,densenet121 --repeats 3 --stages
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
-from machine import describe_run, publish
 from tabulate import tabulate
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 from tqdm import tqdm
 
 import fxprune
+from benchmarks.jobs import Job, count_macs, prune_by_fxprune, prune_by_peer
+from benchmarks.machine import describe_run, publish
+from fxprune import Inputs
 from fxprune.graph.passes import PassEvent
 
 MODELS = (
@@ -61,8 +63,6 @@ OPTIONS = {"inception_v3": {"init_weights": False}, "googlenet": {"init_weights"
 SIZES = {"inception_v3": 299}
 PASSES = ("mask-insertion", "channel-selection", "channel-surgery")
 
-Job = Callable[[nn.Module, Tensor], nn.Module]
-
 
 @dataclass
 class Side:
@@ -82,63 +82,24 @@ class Side:
         return self.failure or f"{self.macs_left:.1%}"
 
 
-def build(name: str) -> tuple[nn.Module, Tensor]:
+def build(name: str) -> tuple[nn.Module, Inputs]:
     """Return a torchvision model with random weights in eval mode, and one image for it."""
     torch.manual_seed(0)
-    options = dict(OPTIONS.get(name, {}))
+    options: dict[str, Any] = dict(OPTIONS.get(name, {}))
     if name in torchvision.models.list_models(module=torchvision.models.segmentation):
         options["weights_backbone"] = None
     model = torchvision.models.get_model(name, weights=None, **options).eval()
     size = SIZES.get(name, 224)
-    return model, torch.randn(1, 3, size, size)
+    return model, Inputs((torch.randn(1, 3, size, size),))
 
 
-def prune_by_fxprune(model: nn.Module, x: Tensor) -> nn.Module:
-    """Trace, find orbits, select, cut and report."""
-    return fxprune.prune(model, x, macs="50%", criterion="l2").module
-
-
-def prune_by_peer(ratio: float) -> Job:
-    """Return Torch-Pruning's job as its README shows it: group magnitude, every layer by `ratio`, heads left alone."""
-    import torch_pruning
-
-    def job(model: nn.Module, x: Tensor) -> nn.Module:
-        pruner = torch_pruning.pruner.BasePruner(
-            model,
-            x,
-            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=ratio,
-            ignored_layers=heads(model),
-        )
-        pruner.step()
-        return model
-
-    return job
-
-
-def heads(model: nn.Module) -> list[nn.Module]:
-    """Return the layers that make a model's outputs: 1000 ImageNet or 21 VOC classes."""
-    return [
-        m
-        for m in model.modules()
-        if getattr(m, "out_features", None) in (1000, 21) or getattr(m, "out_channels", None) in (1000, 21)
-    ]
-
-
-def count_macs(model: nn.Module, x: Tensor) -> float:
-    """Run a model once and return its multiply-accumulates."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(x)
-    return counter.get_total_flops() / 2
-
-
-def run_once(job: Job, model: nn.Module, x: Tensor, side: Side, whole: float) -> None:
+def run_once(job: Job, model: nn.Module, inputs: Inputs, side: Side, whole: float) -> None:
     """Time `job` on a fresh copy of `model`; the first time, also run the result."""
     fresh = copy.deepcopy(model)
     gc.collect()
     start = time.perf_counter()
     try:
-        pruned = job(fresh, x)
+        pruned = job(fresh, inputs)
     except Exception as error:
         side.failure = f"fails: {type(error).__name__}"
         return
@@ -146,20 +107,20 @@ def run_once(job: Job, model: nn.Module, x: Tensor, side: Side, whole: float) ->
     if side.macs_left is not None:
         return
     try:
-        side.macs_left = count_macs(pruned, x) / whole
+        side.macs_left = count_macs(pruned, inputs) / whole
     except Exception as error:
         side.failure = f"result does not run: {type(error).__name__}"
 
 
 def compare(name: str, jobs: Sequence[Job], repeats: int) -> list[Side]:
     """Run all jobs on a model, in turn, `repeats` times after one warm-up."""
-    model, x = build(name)
-    whole = count_macs(model, x)
+    model, inputs = build(name)
+    whole = count_macs(model, inputs)
     sides = [Side() for _ in jobs]
     for _ in range(repeats + 1):
         for job, side in zip(jobs, sides, strict=True):
             if not side.failure:
-                run_once(job, model, x, side, whole)
+                run_once(job, model, inputs, side, whole)
     for side in sides:
         side.seconds = side.seconds[1:]
     return sides
@@ -167,20 +128,20 @@ def compare(name: str, jobs: Sequence[Job], repeats: int) -> list[Side]:
 
 def measure_stages(name: str, repeats: int) -> dict[str, float]:
     """Return median seconds of fxprune's stages on a model; "the rest" is what the others leave."""
-    model, x = build(name)
+    model, inputs = build(name)
     found: dict[str, list[float]] = {stage: [] for stage in ("trace", *PASSES, "total")}
     for _ in range(repeats):
         start = time.perf_counter()
-        fxprune.trace(model, x)
+        fxprune.trace(model, inputs)
         found["trace"].append(time.perf_counter() - start)
         start = time.perf_counter()
-        prune_by_fxprune(model, x)
+        prune_by_fxprune(model, inputs)
         found["total"].append(time.perf_counter() - start)
 
         def note(event: PassEvent) -> None:
             found[event.name.partition("{")[0]].append(event.seconds)
 
-        fxprune.prune(model, x, macs="50%", criterion="l2", observers=[note])
+        fxprune.prune(model, inputs, macs="50%", criterion="l2", observers=[note])
     medians = {stage: statistics.median(seconds) for stage, seconds in found.items()}
     total = medians.pop("total")
     return {**medians, "the rest": total - sum(medians.values()), "total": total}
@@ -199,14 +160,15 @@ def comparison_table(results: dict[str, list[Side]], ratio: float) -> str:
     """Return the comparison as Markdown, with the geometric mean over the models where both sides worked."""
     rows, ratios = [], []
     for name, (ours, theirs) in results.items():
-        both = ours.median is not None and theirs.median is not None
-        if both:
-            ratios.append(ours.median / theirs.median)
+        own, peer = ours.median, theirs.median
+        quotient = None if own is None or peer is None else own / peer
+        if quotient is not None:
+            ratios.append(quotient)
         rows.append(
             [
                 name,
                 *("–" if side.median is None else f"{side.median:.3f}" for side in (ours, theirs)),
-                f"{ratios[-1]:.2f}" if both else "–",
+                "–" if quotient is None else f"{quotient:.2f}",
                 ours.outcome(),
                 theirs.outcome(),
             ]

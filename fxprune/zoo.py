@@ -1,4 +1,4 @@
-"""Models by name (`torchvision:resnet50`, `timm:NAME`, `path/to/file.py:callable`), with inputs and weights."""
+"""Models by name (`torchvision:resnet50`, `timm:NAME`, `path/to/file.py:callable` …), with inputs and weights."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 import torchvision
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from fxprune.checkpoint import load_checkpoint
 from fxprune.errors import InputError, nearest
 from fxprune.graph.inputs import Inputs
 
-__all__ = ["BuiltModel", "ModelSource", "build_model", "load_checkpoint", "read_shape"]
+__all__ = ["BuiltModel", "ModelSource", "build_model", "read_shape"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,9 @@ class ModelSource:
     """Where a model comes from.
 
     Attributes:
-        name: `torchvision:NAME`, `timm:NAME`, or `path/to/file.py:callable`. The callable takes no argument and
-            returns a module, or a pair (module, example inputs).
+        name: `torchvision:NAME`, `timm:NAME`, `transformers:TYPE` with that type's default configuration, or
+            `path/to/file.py:callable`. The callable takes no argument and returns a module, or a pair (module, example
+            inputs).
         weights: name of the library's own weights ("DEFAULT"), which it downloads; None for random ones.
         checkpoint: a state_dict to load: `.safetensors`, or `.pt` and `.pth` as `torch.save` writes them.
         shapes: example inputs as `1x3x224x224` or, for other types than float32, `1x128:int64`; the model's own
@@ -67,21 +67,28 @@ def build_model(source: ModelSource) -> BuiltModel:
     if build is None:
         raise InputError(f"cannot tell where model '{source.name}' comes from; {_guess(source.name)}")
     torch.manual_seed(source.seed)
-    model, inputs = build(name, source)
+    model, inputs, notes = build(name, source)
     if source.shapes:
-        inputs = Inputs(tuple(read_shape(shape) for shape in source.shapes))
+        inputs = _inputs_of(source.shapes, inputs)
     if inputs is None:
         raise InputError(f"the inputs of '{source.name}' are not known; give --input, for example --input 1x3x224x224")
     if source.checkpoint is not None:
         load_checkpoint(model, source.checkpoint)
-    return BuiltModel(model.eval(), inputs, _notes(source, prefix))
+    return BuiltModel(model.eval(), inputs, (*_notes(source, prefix), *notes))
+
+
+def _inputs_of(shapes: tuple[str, ...], own: Inputs | None) -> Inputs:
+    """Return inputs of given shapes: one argument each, or one list of all where the model takes a list of images."""
+    tensors = [read_shape(shape) for shape in shapes]
+    takes_list = own is not None and len(own.args) == 1 and isinstance(own.args[0], list)
+    return Inputs((tensors,) if takes_list else tuple(tensors))
 
 
 def _guess(name: str) -> str:
     plain = name.rpartition(":")[2]
     close = difflib.get_close_matches(plain, torchvision.models.list_models(), n=1, cutoff=0.7)
     hint = f"did you mean 'torchvision:{close[0]}'? " if close else ""
-    return f"{hint}write torchvision:NAME, timm:NAME or path/to/file.py:callable"
+    return f"{hint}write torchvision:NAME, timm:NAME, transformers:TYPE or path/to/file.py:callable"
 
 
 def _notes(source: ModelSource, prefix: str) -> tuple[str, ...]:
@@ -95,10 +102,15 @@ def _notes(source: ModelSource, prefix: str) -> tuple[str, ...]:
     return ("weights as the callable made them",)
 
 
-_Build = tuple[nn.Module, Inputs | None]
+class _Built(NamedTuple):
+    """A model as its library makes it; its inputs are None where they are not known."""
+
+    model: nn.Module
+    inputs: Inputs | None
+    notes: tuple[str, ...] = ()
 
 
-def _from_torchvision(name: str, source: ModelSource) -> _Build:
+def _from_torchvision(name: str, source: ModelSource) -> _Built:
     models = torchvision.models
     known = [n for n in models.list_models() if not n.startswith("quantized_")]
     if name.startswith("quantized_"):
@@ -110,9 +122,6 @@ def _from_torchvision(name: str, source: ModelSource) -> _Build:
         raise InputError(f"torchvision has no model '{name}'; {nearest(name, known)}")
     builder = models.get_model_builder(name)
     family = builder.__module__.split(".")[2]
-    if family == "detection":
-        remedy = "prune its backbone by itself, 'path/to/file.py:callable'"
-        raise InputError(f"'{name}' is a detector, whose boxes depend on the image's values; {remedy}")
     options: dict[str, Any] = {"weights": _torchvision_weights(name, source.weights)}
     if "weights_backbone" in inspect.signature(builder).parameters:
         options["weights_backbone"] = None
@@ -120,9 +129,16 @@ def _from_torchvision(name: str, source: ModelSource) -> _Build:
         options["init_weights"] = False
     with _downloading(name):
         model = builder(**options)
+    if family == "detection":
+        return _Built(model, Inputs(([torch.rand(3, _DETECTED, _DETECTED)],)), (_DATA_DEPENDENT,))
     shapes = _FAMILY_INPUTS.get(family, _one_image)(_image_size(name, model))
-    return model, Inputs(tuple(torch.rand(shape) for shape in shapes))
+    return _Built(model, Inputs(tuple(torch.rand(shape) for shape in shapes)))
 
+
+_DETECTED = 320
+"""Side of a detector's example image, which the detector itself resizes."""
+
+_DATA_DEPENDENT = "a detector's boxes, and what they cost, depend on the image's values"
 
 _SLOW_RANDOM_WEIGHTS = frozenset({"googlenet", "inception_v3"})
 """Models whose own initialisation takes most of a minute."""
@@ -162,11 +178,16 @@ _FAMILY_INPUTS: Mapping[str, Callable[[int], _Shapes]] = {
 }
 
 
-def _from_timm(name: str, source: ModelSource) -> _Build:
+def _library(package: str, name: str) -> Any:
+    """Import a library of models that fxprune does not depend on."""
     try:
-        timm: Any = importlib.import_module("timm")
+        return importlib.import_module(package)
     except ImportError:
-        raise InputError(f"'timm:{name}' needs the package timm: pip install timm") from None
+        raise InputError(f"'{package}:{name}' needs the package {package}: pip install {package}") from None
+
+
+def _from_timm(name: str, source: ModelSource) -> _Built:
+    timm = _library("timm", name)
     if source.weights not in (None, "DEFAULT"):
         remedy = f"write the tag behind the name, 'timm:{name}.TAG', with --weights DEFAULT"
         raise InputError(f"timm knows no weights '{source.weights}'; {remedy}")
@@ -176,7 +197,33 @@ def _from_timm(name: str, source: ModelSource) -> _Build:
     with _downloading(name):
         model = timm.create_model(name, pretrained=source.weights is not None)
     size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
-    return model, Inputs((torch.rand(1, *size),))
+    return _Built(model, Inputs((torch.rand(1, *size),)))
+
+
+_TRANSFORMERS_TASKS = ("ObjectDetection", "SemanticSegmentation", "ImageClassification")
+"""Heads that a vision model of transformers may have, the one with most layers first."""
+
+
+def _from_transformers(name: str, source: ModelSource) -> _Built:
+    transformers = _library("transformers", name)
+    if source.weights is not None:
+        raise InputError(f"'{source.name}' is a bare architecture; give --checkpoint FILE for trained weights")
+    known = list(transformers.CONFIG_MAPPING)
+    if name not in known:
+        raise InputError(f"transformers has no model type '{name}'; {nearest(name, known)}")
+    config = transformers.AutoConfig.for_model(name)
+    heads = [getattr(transformers, f"AutoModelFor{task}") for task in _TRANSFORMERS_TASKS]
+    head = next((h for h in heads if type(config) in h._model_mapping), None)
+    if head is None:
+        tasks = ", ".join(_TRANSFORMERS_TASKS)
+        raise InputError(
+            f"transformers has no vision model of type '{name}' (for {tasks}); write path/to/file.py:callable"
+        )
+    with _downloading(name):
+        model = head.from_config(config)
+    size = getattr(config, "image_size", 224)
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    return _Built(model, Inputs(kwargs={"pixel_values": torch.rand(1, config.num_channels, height, width)}))
 
 
 @contextmanager
@@ -189,7 +236,7 @@ def _downloading(name: str) -> Iterator[None]:
         raise InputError(f"'{name}' could not be built or its weights downloaded: {lines[0]}") from error
 
 
-def _from_file(name: str, source: ModelSource) -> _Build:
+def _from_file(name: str, source: ModelSource) -> _Built:
     path = Path(source.name.rpartition(":")[0])
     if source.weights is not None:
         raise InputError(f"--weights is for torchvision and timm; give '{source.name}' a --checkpoint FILE")
@@ -205,9 +252,9 @@ def _from_file(name: str, source: ModelSource) -> _Build:
             f"calling '{source.name}' without arguments failed: {type(error).__name__}: {error}"
         ) from error
     if isinstance(made, nn.Module):
-        return made, None
+        return _Built(made, None)
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
-        return made[0], Inputs.of(made[1])
+        return _Built(made[0], Inputs.of(made[1]))
     raise InputError(
         f"'{source.name}' returned {type(made).__name__}; return a torch.nn.Module or a pair (module, example inputs)"
     )
@@ -232,9 +279,10 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-_LIBRARIES: Mapping[str, Callable[[str, ModelSource], _Build]] = {
+_LIBRARIES: Mapping[str, Callable[[str, ModelSource], _Built]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
+    "transformers": _from_transformers,
 }
 
 
@@ -255,47 +303,3 @@ def read_shape(text: str) -> Tensor:
     dtype: torch.dtype = getattr(torch, name)
     shape = [int(part) for part in size.split("x")]
     return torch.rand(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
-
-
-def load_checkpoint(model: nn.Module, path: Path) -> None:
-    """Load a state_dict from a file into `model`; nothing is unpickled but tensors.
-
-    Raises `InputError` naming the first key or shape that does not fit; the model is then unchanged.
-    """
-    state = _state_dict(path)
-    own = model.state_dict()
-    if not own.keys() & state.keys() and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}  # as DataParallel saves
-    optional = {key for key in own if key.endswith("num_batches_tracked")}
-    missing = [key for key in own if key not in state and key not in optional]
-    unexpected = [key for key in state if key not in own]
-    for keys, fact in ((missing, "lacks"), (unexpected, "has an unexpected")):
-        if keys:
-            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-            raise InputError(f"checkpoint '{path}' does not fit the model: it {fact} '{keys[0]}'{more}")
-    for key, value in state.items():
-        if value.shape != own[key].shape:
-            shapes = f"{tuple(value.shape)}, the model {tuple(own[key].shape)}"
-            raise InputError(f"checkpoint '{path}' does not fit the model: '{key}' has shape {shapes}")
-    model.load_state_dict(state, strict=False)
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint file '{path}'")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"checkpoint '{path}' is truncated or no safetensors file: {error}") from None
-    except Exception as error:
-        first = str(error).splitlines()[0]
-        raise InputError(
-            f"checkpoint '{path}' cannot be read as tensors only ({first}); save model.state_dict()"
-        ) from None
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise InputError(f"checkpoint '{path}' holds no state_dict; save model.state_dict() or {{'state_dict': …}}")
-    return dict(loaded)

@@ -21,7 +21,7 @@ LAYERS = (
     {"graph"},
     {"labels"},
     {"narrowing", "cost", "budget"},
-    {"importance", "selection", "plan", "batchnorm"},
+    {"importance", "selection", "plan", "batchnorm", "checkpoint"},
     {"report"},
     {"artifacts", "latency", "zoo"},
     {"passes"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fxprune.checkpoint import load_checkpoint
 from fxprune.errors import InputError
-from fxprune.zoo import ModelSource, build_model, load_checkpoint, read_shape
+from fxprune.zoo import ModelSource, build_model, read_shape
 
 MODELS = """
 import torch
@@ -62,6 +64,17 @@ def test_torchvision_models_come_with_their_own_inputs(name: str, shapes: list[t
     assert "the weights are random (seed 0)" in built.notes[0]
 
 
+def test_a_detector_takes_a_list_of_images() -> None:
+    source = ModelSource("torchvision:ssdlite320_mobilenet_v3_large")
+    built = build_model(source)
+    assert [image.shape for image in built.inputs.args[0]] == [(3, 320, 320)]
+    assert "depend on the image's values" in built.notes[-1]
+    with torch.no_grad():
+        assert set(built.model(*built.inputs.args)[0]) == {"boxes", "scores", "labels"}
+    given = build_model(replace(source, shapes=("3x64x64", "3x96x64")))
+    assert [image.shape for image in given.inputs.args[0]] == [(3, 64, 64), (3, 96, 64)]
+
+
 def test_a_vision_transformer_takes_the_size_that_it_was_built_for() -> None:
     built = build_model(ModelSource("torchvision:vit_b_32"))
     assert built.inputs.tensors()[0].shape == (1, 3, 224, 224)
@@ -87,10 +100,34 @@ def test_timm_models_come_with_their_own_inputs() -> None:
     assert built.inputs.tensors()[0].shape == (1, 3, 176, 176)
 
 
-def test_a_missing_timm_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InputError, match="pip install timm"):
-        build_model(ModelSource("timm:resnet10t"))
+def test_transformers_models_come_with_their_own_inputs() -> None:
+    pytest.importorskip("transformers")
+    built = build_model(ModelSource("transformers:segformer"))
+    assert type(built.model).__name__ == "SegformerForSemanticSegmentation"
+    assert built.inputs.kwargs["pixel_values"].shape == (1, 3, 224, 224)
+
+
+@pytest.mark.parametrize("package", ["timm", "transformers"])
+def test_a_missing_library_says_how_to_get_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=f"pip install {package}"):
+        build_model(ModelSource(f"{package}:vit"))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("segfomer", None, "did you mean 'segformer'"),
+        ("bert", None, "no vision model of type 'bert'"),
+        ("segformer", "DEFAULT", "--checkpoint FILE"),
+    ],
+)
+def test_what_is_no_vision_model_of_transformers_is_one_clear_error(
+    name: str, weights: str | None, message: str
+) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(InputError, match=message):
+        build_model(ModelSource(f"transformers:{name}", weights=weights))
 
 
 def test_an_unknown_timm_model_is_answered_with_the_nearest() -> None:
@@ -135,11 +172,10 @@ def test_a_callable_that_gives_a_module_needs_a_shape(models: Path) -> None:
     ("name", "weights", "message"),
     [
         ("resnet18", None, "did you mean 'torchvision:resnet18'"),
-        ("zzz", None, "write torchvision:NAME, timm:NAME or path/to/file.py:callable"),
+        ("zzz", None, "write torchvision:NAME, timm:NAME, transformers:TYPE or path/to/file.py:callable"),
         ("torchvison:resnet18", None, "did you mean 'torchvision:resnet18'"),
         ("torchvision:resnet81", None, "torchvision has no model 'resnet81'; did you mean 'resnet18'"),
         ("torchvision:quantized_resnet18", None, "'torchvision:resnet18' and quantise then"),
-        ("torchvision:retinanet_resnet50_fpn", None, "prune its backbone"),
         ("torchvision:resnet18", "IMAGENET1K_V9", "did you mean 'IMAGENET1K_V1'"),
         ("nowhere.py:make", None, r"there is no file 'nowhere\.py'"),
         ("{models}:pared", None, "no callable 'pared'; did you mean 'paired'"),

@@ -221,6 +221,39 @@ def test_functions_marked_as_leaves_are_traced_into() -> None:
     assert any(getattr(n.target, "__name__", "") == "halved" for n in plain.graph.nodes), "the mark must outlive us"
 
 
+def test_modes_that_differ_stay_as_they_are() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Dropout(), nn.Conv2d(8, 2, 1)).train()
+    model[1].eval()
+    module = fxprune.trace(model, example())
+    assert [part.training for part in model] == [True, False, True, True]
+    assert [module.get_submodule(str(i)).training for i in range(4)] == [True, False, True, True]
+    assert module.training
+
+
+class Caching(nn.Module):
+    """Keeps what it computed in a dictionary, as attention of LeViT keeps its biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "gain" not in self.cache:
+            self.cache["gain"] = self.a.weight.sum() * x.shape[-1]
+        return self.b(self.a(x) * self.cache["gain"])
+
+
+def test_caches_are_as_before_tracing() -> None:
+    model = Caching().eval()
+    for _ in range(2):
+        module = fxprune.trace(model, example())
+        assert not model.cache
+        with torch.no_grad():
+            assert_close([module(example(1))], [Caching.forward(model, example(1))], "tracing")
+        model.cache.clear()
+
+
 class Attending(nn.Module):
     """Attention between two linears, so that every width of it may change."""
 

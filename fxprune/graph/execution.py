@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,19 +47,33 @@ def _positions(index: Tensor | None) -> Tensor | None:
     return index.nonzero().squeeze(1)
 
 
-def _run_on_zeros(leaf: nn.Module, args: Any, kwargs: Any, error: Exception) -> tuple[Any, int]:
-    """Run a copy of a leaf on zeros outside of all modes; return its meta value and its MACs, or raise `error`."""
+def _run_on_noise(leaf: nn.Module, args: Any, kwargs: Any, error: Exception) -> tuple[Any, int]:
+    """Run a copy of a leaf on noise outside of all modes; return its meta value and its MACs, or raise `error`."""
     with _disable_current_modes(), FlopCounterMode(display=False) as counter:
         try:
-            value = copy.deepcopy(leaf)(*_zeros(args), **_zeros(kwargs))
+            value = copy.deepcopy(leaf)(*_noise(args), **_noise(kwargs))
         except Exception:
             raise error from None
-    return on_meta(value), counter.get_total_flops() // 2
+    return on_meta(pytree.tree_map_only(Tensor, _not_empty, value)), counter.get_total_flops() // 2
 
 
-def _zeros(value: Any) -> Any:
-    """Return `value` with zeros for its meta tensors."""
-    return pytree.tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), value)
+def _noise(value: Any) -> Any:
+    """Return `value` with numbers in [0, 1) for its floating meta tensors, and zeros for others.
+
+    Tensors of equal shape get equal numbers, so that a leaf whose inputs keep their shapes gives equal shapes.
+    """
+
+    def sample(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return torch.zeros(tensor.shape, dtype=tensor.dtype)
+        return torch.rand(tensor.shape, dtype=tensor.dtype, generator=torch.Generator().manual_seed(0))
+
+    return pytree.tree_map_only(Tensor, sample, value)
+
+
+def _not_empty(tensor: Tensor) -> Tensor:
+    """Return a tensor with two positions where one has none: what is found in noise says nothing of other data."""
+    return tensor if tensor.numel() else tensor.new_empty([size or 2 for size in tensor.shape])
 
 
 class MetaMode(TorchDispatchMode):
@@ -175,16 +190,31 @@ def _rebuild(spec: Any) -> Any:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Restore the attributes of all submodules afterwards: modes, and caches that a forward fills."""
-    before = [(part, dict(part.__dict__), dict(part._buffers)) for part in module.modules()]
+    """Restore the attributes of all submodules afterwards, containers with what they held: modes, and caches."""
+    before = [(part.__dict__, dict(part.__dict__)) for part in module.modules()]
+    held = [(value, copy.copy(value)) for _, kept in before for value in kept.values() if type(value) in _RESTORED]
     try:
         yield
     finally:
-        for part, attributes, buffers in before:
-            part.__dict__.clear()
-            part.__dict__.update(attributes)
-            part._buffers.clear()
-            part._buffers.update(buffers)
+        for attributes, kept in before:
+            attributes.clear()
+            attributes.update(kept)
+        for container, kept in held:
+            _RESTORED[type(container)](container, kept)
+
+
+def _refill(container: Any, kept: Any) -> None:
+    container.clear()
+    container.update(kept)
+
+
+_RESTORED: dict[type, Callable[[Any, Any], None]] = {
+    dict: _refill,
+    OrderedDict: _refill,
+    set: _refill,
+    list: lambda container, kept: container.__setitem__(slice(None), kept),
+}
+"""How each type of container gets back what it held."""
 
 
 def _ordinary(value: Any) -> Any:
@@ -253,13 +283,13 @@ class MetaInterpreter(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Run a leaf; one that needs real values or real parameters gets zeros, and its operators are not seen."""
+        """Run a leaf; one that needs real values or real parameters gets noise, and its operators are not seen."""
         args, kwargs = _ordinary(args), _ordinary(kwargs)
         try:
             return super().call_module(target, args, kwargs)
         except Exception as error:
             leaf = self.fetch_attr(target)
-            value, macs = _run_on_zeros(leaf, args, kwargs, error)
+            value, macs = _run_on_noise(leaf, args, kwargs, error)
             self.mode.unseen(leaf, macs)
             return value
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace
+from torch.fx.graph_module import _assign_attr
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import TraceError, UsageError
@@ -263,13 +264,21 @@ def trace_symbolically(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
             notes.append(_ONE_MODE.format("training" if model.training else "evaluation"))
         else:
             graph, named = merged
-    module = fx.GraphModule(named, graph, type(model).__name__)
+    module = fx.GraphModule(_holding(named, graph), graph, type(model).__name__)
     _carry_inputs(module, inputs)
     reasons = {name: opaque.reasons[leaf.function.__code__] for name, leaf in tracer.leaves.items()}
     set_trace_facts(module, TraceFacts("symbolic", opaque.modules | reasons, tuple(notes)))
-    module.train(model.training)
-    _restore_training(module, model)
+    _assign_modes(module, model)
     return module
+
+
+def _holding(named: dict[str, Any], graph: fx.Graph) -> nn.Module:
+    """Return a module that holds what a graph names, in the order of the graph."""
+    root = nn.Module()
+    for node in graph.nodes:
+        if node.op in _NAMING:
+            _assign_attr(named[str(node.target)], root, str(node.target))
+    return root
 
 
 def _trace_around(model: nn.Module, inputs: Inputs, opaque: Opaque) -> tuple[_Tracer, fx.Graph]:
@@ -305,16 +314,18 @@ def _both_modes(model: nn.Module, tracer: _Tracer, graph: fx.Graph) -> tuple[fx.
             found = other.record(model)
         except Exception:
             return None
+        # What only the training graph computes has to run on the example inputs too (an auxiliary head may not).
+        if len(found.nodes) != len(graph.nodes) and not (other if model.training else tracer).values.all_known():
+            return None
     merged = merge_modes(graph, found, training=model.training)
     return None if merged is None else (merged, tracer.named | other.named | {"training": model.training})
 
 
-def _restore_training(module: fx.GraphModule, model: nn.Module) -> None:
-    """Give every submodule of the graph the mode that it has in the model."""
-    modes = dict(model.named_modules())
+def _assign_modes(module: fx.GraphModule, model: nn.Module) -> None:
+    """Give every submodule of the graph the mode that it has in the model; leaves are the model's own."""
+    modes = {name: part.training for name, part in model.named_modules()}
     for name, part in module.named_modules():
-        if name in modes:
-            part.training = modes[name].training
+        part.training = modes.get(name, model.training)
 
 
 def _carry_inputs(module: fx.GraphModule, inputs: Inputs) -> None:

@@ -26,14 +26,14 @@ class DataDependentError(Exception):
 
 
 class _Mode(MetaMode):
-    """Notes whether a leaf had to run on zeros, so that what it gives may depend on data."""
+    """Notes whether a leaf had to run on noise, so that what it gives may depend on data."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ran_on_zeros = False
+        self.ran_on_noise = False
 
     def unseen(self, leaf: nn.Module, macs: int) -> None:  # noqa: ARG002
-        self.ran_on_zeros = True
+        self.ran_on_noise = True
 
 
 _KNOWN_OF_ANY_DATA = frozenset(["dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "is_cuda"])
@@ -79,6 +79,12 @@ class Values(MetaInterpreter):
         self.steered = True
         return value
 
+    def all_known(self) -> bool:
+        """Whether every node that was recorded has a value."""
+        *_, last = self.graph.nodes
+        self._catch_up(last.prev)
+        return not self.failed
+
     def _catch_up(self, node: fx.Node) -> None:
         """Run what was recorded up to `node`; the order matters for operators that write in place."""
         if node in self.env or node in self.failed:
@@ -100,14 +106,14 @@ class Values(MetaInterpreter):
         if lost:
             self.failed[node] = self.failed[lost[0]]
             return
-        self.notes.ran_on_zeros = False
+        self.notes.ran_on_noise = False
         try:
             self.env[node] = self.run_node(node)
         except Exception as error:
             self.failed[node] = str(error).strip().partition("\n")[0]
             return
         inherits = any(i in self.uncertain for i in node.all_input_nodes) and not _tells_no_data(node)
-        if inherits or self.notes.ran_on_zeros:
+        if inherits or self.notes.ran_on_noise:
             self.uncertain.add(node)
 
 

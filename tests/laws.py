@@ -22,6 +22,7 @@ from fxprune.graph.passes import Pass, Pipeline
 from fxprune.graph.tracing import trace
 from fxprune.labels.detection import find_orbits
 from fxprune.labels.orbits import Orbits
+from fxprune.labels.propagation import RULE_FAILED
 from fxprune.runtime.opaque import OpaqueFunction
 from passes.channel_surgery import ChannelSurgery
 from passes.mask_insertion import MaskInsertion
@@ -313,6 +314,12 @@ def _run_pass(step: Pass, module: fx.GraphModule, inputs: Inputs) -> PassResult:
     return result
 
 
+def assert_ruled(orbits: Orbits) -> None:
+    """Every rule did its work: one that fails pins its channels, which no user shall meet."""
+    failed = {str(reason) for _, reason in orbits.labelling.flow.pins if reason.text.startswith(RULE_FAILED)}
+    assert not failed, failed
+
+
 def _assert_masked(orbits: Orbits) -> None:
     for orbit in orbits:
         assert orbit.mask is not None or not orbit.absorbers or orbit.width == 1, (
@@ -329,6 +336,7 @@ def zero_masks(
     approximate: bool = False,
 ) -> Tensor:
     """Write random zeros into the masks; return the keep-vector float64 [classes] that they stand for."""
+    assert_ruled(orbits)
     keep = torch.ones(orbits.labelling.partition.count, dtype=torch.float64)
     for orbit in orbits:
         if orbit.mask is None or (orbit.statistical and not approximate):

@@ -12,9 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.utils import parametrizations
 
-from tests.laws import assert_laws
+import fxprune
+from fxprune.labels import propagation
+from fxprune.labels.call import Rule
+from fxprune.labels.propagation import RULE_FAILED
+from fxprune.labels.rules import find_rule, operator_name
+from tests.laws import assert_laws, assert_ruled
 
 Operator = Callable[[Tensor], Any]
 
@@ -284,3 +290,21 @@ def test_layer_is_never_wrong(name: str) -> None:
     net = Layered(LAYERS[name]()).eval()
     net(torch.randn(2, 3, 6, 6))
     assert assert_laws(net, torch.randn(2, 3, 6, 6)).width("free.weight", 0) == 4
+
+
+def test_a_rule_that_fails_pins_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Any) -> None:
+        raise IndexError("tuple index out of range")
+
+    def found(operator: OpOverload) -> Rule | None:
+        return fails if "max_pool2d" in operator_name(operator) else find_rule(operator)
+
+    monkeypatch.setattr(propagation, "find_rule", found)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.MaxPool2d(2), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)).eval()
+    orbits = fxprune.find_orbits(fxprune.trace(model, torch.randn(1, 3, 8, 8)))
+    (reason,) = {p.reason.text for p in orbits.pinned if (p.parameter, p.dimension) == ("0.weight", 0)}
+    assert reason.startswith(RULE_FAILED)
+    assert "IndexError: tuple index out of range" in reason
+    assert [m.parameter for orbit in orbits for m in orbit.members if m.role == "output"] == ["2.weight"]
+    with pytest.raises(AssertionError, match="please report"):
+        assert_ruled(orbits)

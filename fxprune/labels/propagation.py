@@ -24,7 +24,10 @@ from fxprune.labels.rules import FAMILIES, find_rule, operator_name
 from fxprune.runtime.masks import is_mask, mask_channels
 from fxprune.runtime.modes import by_mode
 
-__all__ = ["Labelling", "propagate_labels"]
+__all__ = ["RULE_FAILED", "Labelling", "propagate_labels"]
+
+RULE_FAILED = "the rule for this operator failed"
+"""How the reason of a pin begins that a defect of fxprune is behind."""
 
 _NO_AXES: Mapping[Choice, int] = {}
 
@@ -166,7 +169,11 @@ class _LabelMode(MetaMode):
             self.unruled[self.flow.operator] = self.unruled.get(self.flow.operator, 0) + 1
             call.pin_all("no rule for this operator")
             return None
-        return rule(call)
+        try:
+            return rule(call)
+        except Exception as error:
+            call.pin_all(f"{RULE_FAILED}, please report it: {type(error).__name__}: {error}")
+            return None
 
     def _assign(self, result: Any, labels: Any) -> None:
         results = [result] if isinstance(result, Tensor) else list(result or ())

@@ -15,8 +15,8 @@ import statistics
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import psutil
@@ -189,27 +189,13 @@ def describe_result(result: Result) -> dict[str, Any]:
 
 def shares_of_channels(result: Result) -> dict[str, float]:
     """Return which fractions of all output channels of layers may leave exactly, with approximation, or not."""
-    orbits, counts = result.orbits, Counter[str]()
-    flow, of_slot = orbits.labelling.flow, orbits.labelling.partition.of_slot
-    kinds = [_kind(orbit.mask is not None, orbit.statistical is not None) for orbit in orbits]
-    for tensor in flow.slots.tensors:
-        for start, size in zip(tensor.starts, tensor.shape, strict=True):
-            if flow.roles.get(start) == "output":
-                owners = orbits.of_class[of_slot[start : start + size]].tolist()
-                counts.update("pinned" if owner < 0 else kinds[owner] for owner in owners)
-    return {kind: counts[kind] / max(counts.total(), 1) for kind in ("exact", "statistical", "pinned")}
-
-
-def _kind(is_masked: bool, is_statistical: bool) -> str:
-    """An orbit without a mask has one class, which must stay."""
-    if not is_masked:
-        return "pinned"
-    return "statistical" if is_statistical else "exact"
+    outputs = result.report.outputs
+    return {kind: count / max(outputs.total, 1) for kind, count in asdict(outputs).items()}
 
 
 def pinning(result: Result, most: int = 4) -> str:
     """Return the reasons that pin most output channels, with their numbers."""
-    return "; ".join(f"{count} × {reason}" for reason, count in result.report.pinning[:most])
+    return "; ".join(f"{c.channels} × {c.reason} ({c.operator})" for c in result.report.pinning[:most])
 
 
 def least_macs(result: Result, *, statistical: bool) -> float:

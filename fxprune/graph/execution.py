@@ -190,31 +190,26 @@ def _rebuild(spec: Any) -> Any:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Restore the attributes of all submodules afterwards, containers with what they held: modes, and caches."""
+    """Restore the attributes of all submodules afterwards, containers with what they held: modes, caches, hooks."""
     before = [(part.__dict__, dict(part.__dict__)) for part in module.modules()]
-    held = [(value, copy.copy(value)) for _, kept in before for value in kept.values() if type(value) in _RESTORED]
+    containers = [value for _, kept in before for value in kept.values() if type(value) in _CONTAINERS]
+    held = [(container, container.copy()) for container in containers if container]
+    empty = [container for container in containers if not container]
     try:
         yield
     finally:
         for attributes, kept in before:
             attributes.clear()
             attributes.update(kept)
+        for container in filter(None, empty):
+            container.clear()
         for container, kept in held:
-            _RESTORED[type(container)](container, kept)
+            container.clear()
+            (container.extend if type(container) is list else container.update)(kept)
 
 
-def _refill(container: Any, kept: Any) -> None:
-    container.clear()
-    container.update(kept)
-
-
-_RESTORED: dict[type, Callable[[Any, Any], None]] = {
-    dict: _refill,
-    OrderedDict: _refill,
-    set: _refill,
-    list: lambda container, kept: container.__setitem__(slice(None), kept),
-}
-"""How each type of container gets back what it held."""
+_CONTAINERS = frozenset([dict, OrderedDict, list, set])
+"""Types of attributes that a forward fills in place."""
 
 
 def _ordinary(value: Any) -> Any:

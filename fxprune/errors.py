@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "ArtifactError",
+    "DataDependentError",
     "FxpruneError",
     "InputError",
     "PlanError",
@@ -19,6 +20,7 @@ __all__ = [
     "TraceError",
     "UsageError",
     "VerifyError",
+    "first_line",
     "nearest",
 ]
 
@@ -57,6 +59,21 @@ class ArtifactError(UsageError):
 
 class VerifyError(FxpruneError):
     """A pass produced a graph that breaks its promises: a defect of fxprune, not of the caller."""
+
+
+class DataDependentError(FxpruneError):
+    """Control flow asked for something that depends on the inputs' data; tracing goes around it."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the type and the first line of an error; those of fxprune speak for themselves.
+
+    >>> first_line(KeyError("x")), first_line(InputError("no model"))
+    ("KeyError: 'x'", 'no model')
+    """
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else ""
+    return text if isinstance(error, FxpruneError) else f"{type(error).__name__}: {text}".strip()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

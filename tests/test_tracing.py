@@ -15,6 +15,7 @@ import fxprune
 from fxprune.errors import InputError, TraceError
 from fxprune.graph.dump import dump
 from fxprune.graph.facts import trace_facts
+from fxprune.graph.shapes import input_pixels
 from tests.laws import assert_close, assert_laws
 
 FOLLOWED = "control flow that depends on sizes was followed for the sizes of the example inputs"
@@ -346,3 +347,21 @@ def test_transformers_of_torch_are_traced_into(norm_first: bool) -> None:
     cut = assert_laws(model, tokens())
     assert cut.width("1.layers.0.linear1.weight", 0) < 32
     assert cut.width("1.layers.1.self_attn.out_proj.weight", 1) < 16
+
+
+@pytest.mark.parametrize(
+    ("given", "pixels"),
+    [
+        (torch.rand(2, 3, 8, 8), 128),
+        (torch.rand(2, 3, 4, 8, 8), 512),
+        (torch.rand(2, 3), 2),
+        (torch.rand(()), 1),
+        ([torch.rand(3, 8, 4), torch.rand(3, 2, 2)], 36),
+    ],
+)
+def test_pixels_of_an_input(given: Any, pixels: int) -> None:
+    class Summing(nn.Module):
+        def forward(self, x: Any) -> Tensor:
+            return sum(part.sum() for part in x) if isinstance(x, list) else x.sum()
+
+    assert input_pixels(fxprune.trace(Summing(), (given,))) == pixels

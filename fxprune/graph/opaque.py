@@ -20,6 +20,8 @@ from typing import Any
 
 from torch import nn
 
+from fxprune.errors import first_line
+
 __all__ = ["Opaque", "OpaqueCallable"]
 
 
@@ -43,7 +45,7 @@ class Opaque:
 
     def add_culprit(self, error: Exception, root: nn.Module) -> bool:
         """Make the callable opaque that `error` came from; whether there was one that is not opaque yet."""
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}".strip()
+        reason = first_line(error)
         names = {id(module): name for name, module in root.named_modules()}
         frames = list(_frames(error.__traceback__))
         forwards = [i for i, frame in enumerate(frames) if id(_forwarding(frame)) in names]

@@ -66,8 +66,17 @@ def shapes_of(value: Any) -> list[torch.Size]:
 
 
 def input_pixels(module: fx.GraphModule) -> int:
-    """Return batch × spatial positions of the first image-like input (4-D or 5-D), or its batch size otherwise."""
+    """Return batch × spatial positions of the first input, or its batch size where it has no space.
+
+    Images come as one tensor [N, C, ...], or as a list of [C, H, W].
+    """
     for node in module.graph.nodes:
-        for shape in shapes_of(node.meta.get("val")) if node.op == "placeholder" else ():
-            return int(shape[0]) * int(torch.Size(shape[2:]).numel()) if len(shape) > 2 else int(shape[0])
+        value = node.meta.get("val") if node.op == "placeholder" else None
+        shapes = shapes_of(value)
+        if not shapes:
+            continue
+        if isinstance(value, (list, tuple)) and all(len(shape) == 3 for shape in shapes):
+            return sum(shape[1:].numel() for shape in shapes)
+        first = shapes[0]
+        return first[:1].numel() * first[2:].numel()
     return 1

@@ -22,14 +22,14 @@ from torch.fx import _symbolic_trace
 from torch.fx.graph_module import _assign_attr
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import TraceError, UsageError
+from fxprune.errors import DataDependentError, TraceError, UsageError, first_line
 from fxprune.graph.execution import undisturbed
 from fxprune.graph.expansions import expansion_of
 from fxprune.graph.facts import TraceFacts, set_trace_facts
 from fxprune.graph.inputs import Inputs, on_meta
 from fxprune.graph.modes import merge_modes
 from fxprune.graph.opaque import Opaque, OpaqueCallable
-from fxprune.graph.values import DataDependentError, ValueProxy, Values
+from fxprune.graph.values import ValueProxy, Values
 from fxprune.runtime.opaque import OpaqueFunction
 
 __all__ = ["trace_symbolically"]
@@ -334,9 +334,3 @@ def _carry_inputs(module: fx.GraphModule, inputs: Inputs) -> None:
     for node in module.graph.nodes:
         if node.op == "placeholder" and "val" not in node.meta:
             node.meta["val"] = on_meta(next(leaves))
-
-
-def first_line(error: BaseException) -> str:
-    """Return the type and the first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".strip()

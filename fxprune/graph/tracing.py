@@ -17,12 +17,12 @@ from dataclasses import replace
 import torch
 from torch import fx, nn
 
-from fxprune.errors import InputError, TraceError, UsageError
+from fxprune.errors import InputError, TraceError, UsageError, first_line
 from fxprune.graph.execution import undisturbed
 from fxprune.graph.facts import TraceFacts, set_trace_facts, trace_facts
 from fxprune.graph.inputs import ExampleInputs, Inputs, check_model, on_meta
 from fxprune.graph.shapes import propagate_shapes
-from fxprune.graph.symbolic import first_line, trace_symbolically
+from fxprune.graph.symbolic import trace_symbolically
 
 __all__ = ["trace", "trace_graph"]
 

@@ -16,13 +16,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
+from fxprune.errors import DataDependentError, first_line
 from fxprune.graph.execution import MetaInterpreter, MetaMode
 
-__all__ = ["DataDependentError", "ValueProxy", "Values"]
-
-
-class DataDependentError(Exception):
-    """Control flow asked for something that depends on the inputs' data."""
+__all__ = ["ValueProxy", "Values"]
 
 
 class _Mode(MetaMode):
@@ -68,14 +65,14 @@ class Values(MetaInterpreter):
         """
         self._catch_up(node)
         if node in self.failed:
-            raise DataDependentError(f"'{node.name}' cannot be known before the model runs: {self.failed[node]}")
+            raise DataDependentError(self.failed[node])
         return self.env[node]
 
     def certain(self, node: fx.Node) -> Any:
         """Return a value that holds for all data, however the sizes inside were found."""
         value = self.of(node)
         if node in self.uncertain or isinstance(value, Tensor):
-            raise DataDependentError(f"control flow depends on the data in '{node.name}'")
+            raise DataDependentError(f"{_BY_DATA} '{node.name}'")
         self.steered = True
         return value
 
@@ -110,11 +107,21 @@ class Values(MetaInterpreter):
         try:
             self.env[node] = self.run_node(node)
         except Exception as error:
-            self.failed[node] = str(error).strip().partition("\n")[0]
+            self.failed[node] = _reason(node, error)
             return
         inherits = any(i in self.uncertain for i in node.all_input_nodes) and not _tells_no_data(node)
         if inherits or self.notes.ran_on_noise:
             self.uncertain.add(node)
+
+
+_BY_DATA = "control flow depends on the data in"
+
+
+def _reason(node: fx.Node, error: Exception) -> str:
+    """Say why a node has no value: operators whose sizes depend on data are not implemented for meta tensors."""
+    if isinstance(error, NotImplementedError) or "meta tensor" in str(error):
+        return f"{_BY_DATA} '{node.name}'"
+    return f"'{node.name}' does not run on the example inputs: {first_line(error)}"
 
 
 def _tells_no_data(node: fx.Node) -> bool:
@@ -151,7 +158,7 @@ class ValueProxy(fx.Proxy):
     def __contains__(self, item: Any) -> bool:
         value = self.tracer.values.of(self.node)
         if isinstance(value, Tensor):
-            raise DataDependentError(f"control flow depends on the data in '{self.node.name}'")
+            raise DataDependentError(f"{_BY_DATA} '{self.node.name}'")
         return item in value
 
     def __setitem__(self, key: Any, value: Any) -> None:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -47,12 +49,11 @@ class _RetryError(Exception):
 class _Tracer(fx.Tracer):
     """Symbolic tracer that knows the values of what it records, which inputs bind where, and what is opaque."""
 
-    def __init__(self, inputs: Inputs, opaque: Opaque) -> None:
+    def __init__(self, inputs: Inputs, opaque: Opaque, leaves: dict[str, OpaqueFunction] | None = None) -> None:
         super().__init__()
-        self.proxy_buffer_attributes = True
         self.inputs = inputs
         self.opaque = opaque
-        self.leaves: dict[str, OpaqueFunction] = {}
+        self.leaves = {} if leaves is None else leaves
         self.named: dict[str, Any] = {}
         self.reads_training = False
 
@@ -60,6 +61,12 @@ class _Tracer(fx.Tracer):
     def values(self) -> Values:
         """The values of the nodes that were recorded, found when control flow asks."""
         return Values(self.root, self.graph, self.leaves)
+
+    @functools.cached_property
+    def names(self) -> dict[int, str]:
+        """Id of every parameter and buffer → its first name."""
+        tensors = (*self.root.named_buffers(), *self.root.named_parameters())
+        return {id(tensor): name for name, tensor in tensors}
 
     def record(self, model: nn.Module) -> fx.Graph:
         """Trace a model that stays as it is; `named` is then everything that the graph names."""
@@ -101,9 +108,14 @@ class _Tracer(fx.Tracer):
         expansion = None if self.path_of_module(m) in self.opaque.modules else expansion_of(m)
         return super().call_module(m, functools.partial(expansion, m) if expansion else forward, args, kwargs)
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """Return a proxy for a parameter or buffer."""
-        return attr_val if self.values.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:  # noqa: ARG002
+        """Return a proxy for a parameter or buffer, one for all its uses."""
+        name = None if self.values.running else self.names.get(id(attr_val))
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     def _call_opaque(self, known: OpaqueCallable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record the call of an opaque function as a leaf beside the module that calls it.
@@ -113,17 +125,30 @@ class _Tracer(fx.Tracer):
         if self.values.running or not _holds_proxy((args, kwargs)):
             return known.function(*args, **kwargs)
         owner, args = (args[:1], args[1:]) if known.is_method else ((), args)
-        name = f"{self.scope.module_path}.{known.function.__name__}".lstrip(".")
         try:
             if any(_holds_proxy(vars(o)) for o in owner if hasattr(o, "__dict__")):
-                raise NotImplementedError(f"{name} reads what the forward left in its object")
-            self.leaves.setdefault(name, OpaqueFunction(known.function, *owner))
-            called = self.create_proxy("call_module", name, args, kwargs)
+                raise NotImplementedError(f"{known.function.__name__} reads what the forward left in its object")
+            called = self.create_proxy("call_module", self._leaf_of(known.function, owner), args, kwargs)
             self.values.of(called.node)
         except (DataDependentError, NotImplementedError) as error:
             self.opaque.refuse(known.function.__code__)
             raise _RetryError from error
         return called
+
+    def _leaf_of(self, function: FunctionType, owner: tuple[Any, ...]) -> str:
+        """Return the name of the leaf that calls a function, made beside the module that runs where there is none."""
+        home = self.root.get_submodule(self.scope.module_path)
+        taken = {*vars(home), *home._modules, *home._parameters, *home._buffers}
+        for suffix in itertools.chain([""], (f"_{i}" for i in itertools.count(1))):
+            attribute = f"{function.__name__}{suffix}"
+            name = f"{self.scope.module_path}.{attribute}".lstrip(".")
+            if name in self.leaves and self.leaves[name].stands_for(function, *owner):
+                return name
+            if name not in self.leaves and attribute not in taken and not hasattr(fx.GraphModule, attribute):
+                break
+        leaf = self.leaves[name] = OpaqueFunction(function, *owner)
+        leaf.training = next((o.training for o in owner if isinstance(o, nn.Module)), home.training)
+        return name
 
     def create_args_for_root(
         self,
@@ -266,7 +291,8 @@ def trace_symbolically(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
             graph, named = merged
     module = fx.GraphModule(_holding(named, graph), graph, type(model).__name__)
     _carry_inputs(module, inputs)
-    reasons = {name: opaque.reasons[leaf.function.__code__] for name, leaf in tracer.leaves.items()}
+    functions = {name: leaf for name, leaf in named.items() if name in tracer.leaves}
+    reasons = {name: opaque.reasons[leaf.function.__code__] for name, leaf in functions.items()}
     set_trace_facts(module, TraceFacts("symbolic", opaque.modules | reasons, tuple(notes)))
     _assign_modes(module, model)
     return module
@@ -307,7 +333,7 @@ _ONE_MODE = (
 
 def _both_modes(model: nn.Module, tracer: _Tracer, graph: fx.Graph) -> tuple[fx.Graph, dict[str, Any]] | None:
     """Trace the other mode as well and merge the two, so that train() and eval() act as in the model."""
-    other = _Tracer(tracer.inputs, tracer.opaque)
+    other = _Tracer(tracer.inputs, tracer.opaque, tracer.leaves)
     with undisturbed(model):
         model.train(not model.training)
         try:

@@ -475,6 +475,13 @@ def test_standardised_convolution() -> None:
     assert cut.orbits[into].statistical is not None
 
 
+def test_statistics_keep_two_values() -> None:
+    net = Net(lambda m, y: m.ws(y), 6, ws=StandardisedConv(8, 6, 1))
+    cut = assert_laws(net, torch.randn(2, 3, 6, 6), approximate=True, fraction=1.0)
+    assert cut.width("ws.weight", 1) == 2
+    assert "aten.native_batch_norm" in cut.pinned_by("ws.weight", 1)
+
+
 def test_global_response_norm() -> None:
     net = Net(lambda m, y: m.grn(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 8, grn=GlobalResponseNorm(8))
     cut = assert_laws(net, torch.randn(2, 3, 6, 6))

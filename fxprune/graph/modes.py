@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from fxprune.runtime.modes import by_mode
 
 __all__ = ["merge_modes"]
 
 
-def merge_modes(graph: fx.Graph, other: fx.Graph, *, training: bool) -> fx.Graph | None:
+def merge_modes(graph: fx.Graph, other: fx.Graph, named: Mapping[str, Any], *, training: bool) -> fx.Graph | None:
     """Return one graph that acts as `graph` in the mode `training` and as `other` in the other mode.
+
+    `named` is what the graphs name: modules, parameters and buffers.
 
     1. Nodes that both graphs have are shared; a literal that is `True` in one and `False` in the other reads the
        module's own `training` flag instead.
@@ -20,16 +25,60 @@ def merge_modes(graph: fx.Graph, other: fx.Graph, *, training: bool) -> fx.Graph
        `by_mode(training, a, b)` chooses.
 
     None when the evaluation graph computes anything that the training graph does not, since the two then share no
-    order, and when a graph holds literal tensors, which cannot be told apart by name.
+    order, when a graph holds literal tensors, which cannot be told apart by name, and when what only the training graph
+    computes writes into a value that the evaluation graph has too (running averages, noise that is added in place).
     """
     if any(str(n.target).startswith("_tensor_constant") for g in (graph, other) for n in g.nodes):
         return None
     train_graph, eval_graph = (graph, other) if training else (other, graph)
-    return _Merge(train_graph, eval_graph).run()
+    return _Merge(train_graph, eval_graph, named).run()
+
+
+_WRITING = frozenset(
+    [operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv]
+    + [operator.imod, operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor]
+    + [operator.ilshift, operator.irshift]
+)
+_NEW = frozenset([operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, operator.neg])
+"""Operators that write into their first argument, and operators whose result shares no memory with any."""
+
+
+def _written(node: fx.Node, named: Mapping[str, Any]) -> Iterator[fx.Node]:
+    """Yield the inputs of a node that it may write into."""
+    first = node.all_input_nodes[:1]
+    if node.op == "call_module":
+        leaf = named[str(node.target)]
+        is_known = type(leaf).__module__.startswith("torch.nn.")
+        yield from (first if getattr(leaf, "inplace", False) else ()) if is_known else node.all_input_nodes
+    elif node.op in ("call_method", "call_function"):
+        name = str(getattr(node.target, "__name__", node.target))
+        if node.target in _WRITING or (name.endswith("_") and not name.endswith("__")) or _is_in_place(node):
+            yield from first
+        yield from (n for n in node.all_input_nodes if n is node.kwargs.get("out"))
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    """Whether a function is called with `inplace=True`."""
+    if node.op != "call_function" or not callable(node.target):
+        return False
+    try:
+        given = inspect.signature(node.target).bind_partial(*node.args, **node.kwargs).arguments
+    except (TypeError, ValueError):  # a builtin function, none of which takes `inplace`
+        return False
+    return bool(given.get("inplace", False))
+
+
+def _is_new(node: fx.Node, named: Mapping[str, Any]) -> bool:
+    """Whether the value of a node certainly shares no memory with its inputs."""
+    if node.op == "call_module":
+        leaf: nn.Module = named[str(node.target)]
+        return type(leaf).__module__.startswith("torch.nn.") and bool(leaf._parameters)
+    return node.op == "call_function" and node.target in _NEW
 
 
 class _Merge:
-    def __init__(self, train_graph: fx.Graph, eval_graph: fx.Graph) -> None:
+    def __init__(self, train_graph: fx.Graph, eval_graph: fx.Graph, named: Mapping[str, Any]) -> None:
+        self.named = named
         self.merged = fx.Graph(tracer_cls=train_graph._tracer_cls)
         self.eval_nodes = list(eval_graph.nodes)
         self.train_nodes = list(train_graph.nodes)
@@ -42,6 +91,8 @@ class _Merge:
         for node in self.train_nodes[:-1]:
             partner = self.eval_nodes[position]
             if not self._same(node, partner):
+                if any(self._is_seen_by_both(n) for n in _written(node, self.named)):
+                    return None
                 self._copy(node, node.args, node.kwargs)
                 continue
             args, kwargs = self._join(node.args, partner.args), self._join(node.kwargs, partner.kwargs)
@@ -51,6 +102,12 @@ class _Merge:
             return None
         self._output()
         return self.merged
+
+    def _is_seen_by_both(self, node: fx.Node) -> bool:
+        """Whether the value of a training node may share memory with one that the evaluation graph has too."""
+        if node.op in ("placeholder", "get_attr") or self.from_train[node] in self.from_eval.values():
+            return True
+        return not _is_new(node, self.named) and any(map(self._is_seen_by_both, node.all_input_nodes))
 
     def _same(self, node: fx.Node, partner: fx.Node) -> bool:
         """Whether the two do the same to the same values, literals that follow the mode aside."""

@@ -343,8 +343,9 @@ def _both_modes(model: nn.Module, tracer: _Tracer, graph: fx.Graph) -> tuple[fx.
         # What only the training graph computes has to run on the example inputs too (an auxiliary head may not).
         if len(found.nodes) != len(graph.nodes) and not (other if model.training else tracer).values.all_known():
             return None
-    merged = merge_modes(graph, found, training=model.training)
-    return None if merged is None else (merged, tracer.named | other.named | {"training": model.training})
+    named = tracer.named | other.named | {"training": model.training}
+    merged = merge_modes(graph, found, named, training=model.training)
+    return None if merged is None else (merged, named)
 
 
 def _assign_modes(module: fx.GraphModule, model: nn.Module) -> None:

@@ -17,15 +17,27 @@ def batch_norm(call: Call) -> list[Labels]:
     labels = list(call.labels(x))
     if isinstance(call["weight"], Tensor):
         call.flow.play(call.labels(call["weight"])[0], "scale")
-    for d, label in enumerate(labels):
-        if d != 1 and _uses_batch_statistics(call):
-            call.flow.mark_statistical(label, "batch statistics are taken over this dimension")
+    if _uses_batch_statistics(call):
+        for d in (0, *range(2, x.dim())):
+            _take_statistics(call, labels[d], x.numel() // (x.shape[1] * x.shape[d]))
     channel: Label = labels[1]
     affine = [t for t in call.tensors if t is not x]
     for tensor in affine:
         channel = call.flow.unite(channel, call.labels(tensor)[0])
     labels[1] = channel
     return [tuple(labels), *((channel,) if r.dim() == 1 and r.numel() else nothing(r) for r in call.result[1:])]
+
+
+def _take_statistics(call: Call, label: Label, times: int) -> None:
+    """State that statistics are taken over a dimension, `times` values at each position; PyTorch wants two at least.
+
+    One class of every orbit stays, so a second one is pinned where each class gives a single value.
+    """
+    if label is None:
+        return
+    call.flow.mark_statistical(label, "batch statistics are taken over this dimension")
+    if times == 1 and label.unique().numel() == label.numel():
+        call.flow.pin(label[:1], "the statistics of a single value are not defined")
 
 
 def _uses_batch_statistics(call: Call) -> bool:

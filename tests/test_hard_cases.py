@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from fxprune.errors import UsageError
 from fxprune.graph.inputs import Inputs
-from tests.laws import Cut, assert_laws
+from tests.laws import Cut, assert_close, assert_laws
 
 
 class Net(nn.Module):
@@ -908,7 +909,7 @@ def test_multi_head_attention_module() -> None:
 
 def test_in_place_operators() -> None:
     def body(m: Any, x: Tensor) -> Tensor:
-        y = F.relu(m.a(x), inplace=True)
+        y = F.relu(m.a(x), inplace=True) * 2
         y += m.b(x)
         y.mul_(m.gamma).clamp_(-1, 1)
         z = F.hardtanh_(m.c(y))
@@ -1015,3 +1016,85 @@ def test_every_fraction(fraction: float) -> None:
     cut = assert_laws(net, image(), fraction=fraction, removed_at_least=fraction / 4)
     if fraction == 1.0:
         assert [cut.width(f"{i}.weight", 0) for i in (0, 3, 6)] == [1, 1, 1]
+
+
+# Numbers of a graph that depend on channels and on a batch.
+
+
+def _choose(x: Tensor, divisor: int) -> Tensor:
+    return x / divisor if x.sum() < 1e9 else x
+
+
+BATCHED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "divided_by_numel": lambda m, x: m.head(x - x.sum() / x.numel()),
+    "divided_by_a_product": lambda m, x: m.head(x - x.sum() / (x.shape[0] * x.shape[1] * x.shape[2])),
+    "shape_as_a_tensor": lambda m, x: m.head(x / torch.tensor(x.shape[1:]).prod()),
+    "merged_with_the_batch": lambda m, x: m.head(
+        F.avg_pool2d(x.view(x.shape[0] * 8, 1, 6, 6), 3, 1, 1).view(x.shape[0], 8, 6, 6)
+    ),
+    "zeros_over_the_batch": lambda m, x: m.head(
+        (m.c(x.softmax(1)).flatten(0, 1) + torch.zeros(x.shape[0] * 8, 6, 6).to(x)).view(-1, 8, 6, 6)
+    ),
+    "shape_of_another": lambda m, x: m.head(m.c(x.softmax(1)) + torch.zeros(x.softmax(1).shape).to(x)),
+    "expanded_like_another": lambda m, x: m.head(m.c(y := x.softmax(1)).mean((0, 2, 3), keepdim=True).expand_as(y)),
+    "augmented": lambda m, x: m.head(_written_through_a_view(m.c(x))),
+    "asserted": lambda m, x: (torch._assert(x.shape[1] == 8, "eight"), m.head(x))[1],
+    "given_to_an_opaque_function": lambda m, x: m.head(x) * _choose(x[:, :1], x.shape[1]),
+    "viewed_by_strides": lambda m, x: m.head(x.contiguous().as_strided((x.shape[0], 8, 6, 6), (288, 36, 1, 6))),
+    "indexed_by_a_mask_of_two_dimensions": lambda m, x: m.head(x) + x[:, m.mask].sum(1)[:, None, None],
+    "interleaved": lambda m, x: m.head(x[:, :4].repeat_interleave(2, dim=1, output_size=8)),
+    "repeated_by_name": lambda m, x: m.head(x[:, :4].repeat(repeats=(1, 2, 1, 1))),
+    "viewed_as_by_name": lambda m, x: m.head(x.flatten(2).view_as(other=x)),
+}
+
+
+def _written_through_a_view(x: Tensor) -> Tensor:
+    part = x[:, :4]
+    part += x[:, 4:] * 2
+    return x
+
+
+@pytest.mark.parametrize("kind", BATCHED)
+def test_numbers_are_right_for_other_batches(kind: str) -> None:
+    mask = torch.zeros(8, 6, dtype=torch.bool)
+    mask[[1, 4], [2, 3]] = True
+    net = Net(lambda m, x: BATCHED[kind](m, m.a(x)), a=conv(3, 8), c=conv(8, 8, 1), head=conv(8, 2), mask=mask)
+    cut = assert_laws(net, image(), removed_at_least=0)
+    x = torch.randn(5, 3, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        assert_close([cut.traced(x), cut.slim(x)], [net(x), cut.masked(x)], "another batch")
+
+
+def test_a_returned_size_is_that_before_the_cut() -> None:
+    net = Net(lambda m, x: (m.head(y := m.a(x)), y.shape[1], y.shape[0]), a=conv(3, 8), head=conv(8, 2))
+    cut = assert_laws(net, image())
+    assert cut.slim(torch.randn(5, 3, 6, 6, dtype=torch.float64))[1:] == (8, 5)
+
+
+def test_function_of_attention_keeps_its_width() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        t, of = m.l(x).transpose(0, 1), m.of
+        out, _ = F.multi_head_attention_forward(
+            t, t, t, 6, 2, of.in_proj_weight, of.in_proj_bias, None, None, False, 0.0, of.out_proj.weight,
+            of.out_proj.bias, need_weights=False,
+        )  # fmt: skip
+        return m.o(F.relu(m.h(out)))
+
+    parts = {"l": nn.Linear(6, 6), "of": nn.MultiheadAttention(6, 2), "h": nn.Linear(6, 8), "o": nn.Linear(8, 2)}
+    cut = assert_laws(Net(body, **parts), tokens())
+    assert_pinned(cut, "l.weight", 0, "multi_head_attention_forward")
+
+
+def test_batch_norm_over_tokens_is_statistical() -> None:
+    net = Net(lambda m, x: m.o(m.n(m.l(x))), l=nn.Linear(6, 8), n=nn.BatchNorm1d(5), o=nn.Linear(8, 2))
+    cut = assert_laws(net, tokens(), removed_at_least=0)
+    assert all(orbit.statistical for orbit in cut.orbits)
+
+
+def test_strides_of_a_part_are_refused() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return m.head(y) * y[:, :4].as_strided((2, 36), (288, 1)).sum()
+
+    with pytest.raises(UsageError, match="views a part of a tensor by explicit strides"):
+        assert_laws(Net(body, a=conv(3, 8), head=conv(8, 2)), image())

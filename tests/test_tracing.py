@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from einops import einsum, rearrange, reduce, repeat
+from einops.layers.torch import Rearrange
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -365,3 +367,186 @@ def test_pixels_of_an_input(given: Any, pixels: int) -> None:
             return sum(part.sum() for part in x) if isinstance(x, list) else x.sum()
 
     assert input_pixels(fxprune.trace(Summing(), (given,))) == pixels
+
+
+class WithEinops(nn.Module):
+    """Attention as einops writes it, and a layer of einops that takes patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.patches = Rearrange("b c (h p) (w q) -> b (h w) (p q c)", p=2, q=2)
+        self.qkv, self.out, self.head = nn.Linear(32, 48), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(self.stem(x))
+        q, k, v = rearrange(self.qkv(tokens), "b n (t h d) -> t b h n d", t=3, h=4)
+        weights = einsum(q, k, "b h i d, b h j d -> b h i j").softmax(-1)
+        out = rearrange(einsum(weights, v, "b h i j, b h j d -> b h i d"), "b h n d -> b n (h d)")
+        pooled = reduce(self.out(out), "b n d -> b d", "mean")
+        return self.head(pooled) + self.head(repeat(pooled.mean(0), "d -> b d", b=2))
+
+
+@pytest.mark.parametrize("attention", ["dimensions", "heads"])
+def test_einops_is_recorded_as_reshapes(attention: str) -> None:
+    cut = assert_laws(WithEinops(), example(), attention=attention)
+    assert not trace_facts(cut.traced).opaque
+    assert cut.width("stem.weight", 0) == 4
+    assert cut.width("qkv.weight", 0) == 24
+    assert cut.width("out.weight", 0) == 8
+
+
+class Scale:
+    """No module, but chooses by data as well."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def pick(self, x: Tensor) -> Tensor:
+        return x * self.factor if x.sum() < 1e9 else x
+
+
+class Owners(nn.Module):
+    """Calls one method of several owners, of one owner in several states, and functions named as its own parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.free_choice = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 8, 1)
+        self.one, self.other = Scale(2.0), Scale(3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = self.one.pick(x) + 10 * self.other.pick(x)
+        self.one.factor = 5.0
+        y = y + 100 * self.one.pick(x)
+        self.one.factor = 2.0
+        return self.b(free_choice(self.free_choice(y)))
+
+
+def test_opaque_calls_have_their_own_owners_and_names() -> None:
+    cut = assert_laws(Owners(), example(), removed_at_least=0)
+    assert list(trace_facts(cut.traced).opaque) == ["pick", "pick_1", "pick_2", "free_choice_1"]
+
+
+class WritesInTraining(nn.Module):
+    """Writes into what evaluation reads, in training alone."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.register_buffer("average", torch.ones(8))
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x) * self.average.view(-1, 1, 1)
+        if self.training and self.kind == "noise":
+            x.view(-1).mul_(2)
+        if self.training and self.kind == "part":
+            x[:, :2] = 0
+        if self.training and self.kind == "average":
+            self.average.mul_(0.9).add_(x.detach().mean((0, 2, 3)))
+        if self.training and self.kind == "inplace":
+            F.relu(x, inplace=True)
+        return self.b(x)
+
+
+@pytest.mark.parametrize("kind", ["noise", "part", "average", "inplace"])
+@pytest.mark.parametrize("training", [False, True])
+def test_writes_in_training_do_not_reach_evaluation(kind: str, training: bool) -> None:
+    model = WritesInTraining(kind).train(training)
+    module = fxprune.trace(model, example())
+    assert "could not be joined" in trace_facts(module).notes[0]
+    x, before = example(1), model.average.clone()
+    with torch.no_grad():
+        expected, written = model(x), model.average.clone()
+        model.average.copy_(before)
+        found = module(x)
+    assert_close([found, model.average], [expected, written], "tracing")
+
+
+def test_what_training_writes_for_itself_alone_is_joined() -> None:
+    def body(m: Any, x: Tensor) -> Any:
+        y = m.a(x)
+        return (m.b(y), m.b(F.relu(m.c(y), inplace=True))) if m.training else m.b(y)
+
+    class Auxiliary(Net):
+        def forward(self, x: Tensor) -> Any:
+            return body(self, x) if self.training else self.b(self.a(x))
+
+    module = fxprune.trace(Auxiliary(body, c=nn.Conv2d(8, 8, 1)).eval(), example())
+    assert not trace_facts(module).notes
+    assert len(module.train()(example())) == 2
+
+
+def test_an_augmented_assignment_is_seen_by_other_names() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        part = y[:, :4]
+        part += 1.0
+        part += y[:, 4:] * 2
+        return m.b(y)
+
+    assert_laws(Net(body), example())
+
+
+def test_multiply_accumulates_of_a_leaf_that_fails_half_way_count_once() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.c(x)
+            return x if x.sum() > 0 else -x
+
+    assert_laws(Net(lambda m, x: m.b(m.leaf(m.a(x))), leaf=Half()), example(), removed_at_least=0)
+
+
+def test_queries_without_any_key_get_zero() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.of = nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True)
+
+        def forward(self, x: Tensor, masked: Tensor) -> Tensor:
+            out: Tensor = self.of(x, x, x, key_padding_mask=masked, need_weights=False)[0]
+            return out
+
+    model, inputs = Masked().eval(), (torch.randn(2, 3, 8), torch.tensor([[False, True, False], [True, True, True]]))
+    # Without gradients torch.nn takes another kernel, for which there is no such promise.
+    assert_close(fxprune.trace(model, inputs)(*inputs), model(*inputs), "tracing", 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["padding", "mask"])
+def test_masked_encoders_are_traced(kind: str) -> None:
+    """A mask of keys is followed; whether a mask of places is causal depends on its data."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l, self.o = nn.Linear(8, 8), nn.Linear(8, 4)
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.of = nn.TransformerEncoder(layer, 1, enable_nested_tensor=kind == "padding")
+
+        def forward(self, x: Tensor, masked: Tensor) -> Tensor:
+            x = self.l(x)
+            return self.o(self.of(x, **{"src_key_padding_mask" if kind == "padding" else "mask": masked}))
+
+    masked = torch.zeros(2, 5, dtype=torch.bool) if kind == "padding" else torch.ones(5, 5).triu(1).bool()
+    cut = assert_laws(Encoder(), (torch.randn(2, 5, 8), masked), removed_at_least=0)
+    facts = trace_facts(cut.traced)
+    assert facts.frontend == "symbolic"
+    assert list(facts.opaque) == ([] if kind == "padding" else ["of"])
+
+
+def test_a_whole_transformer_is_traced_into() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.of, self.o = nn.Transformer(8, 2, 1, 1, 16, batch_first=True), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.o(self.of(x, y))
+
+    cut = assert_laws(Whole(), (torch.randn(2, 5, 8), torch.randn(2, 3, 8)))
+    assert cut.width("of.decoder.layers.0.linear1.weight", 0) < 16

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxprune.errors import InputError
 from fxprune.graph.inputs import on_meta
 
-__all__ = ["MetaInterpreter", "MetaMode", "is_mutating", "undisturbed"]
+__all__ = ["MetaInterpreter", "MetaMode", "is_mutating", "undisturbed", "without_fast_path"]
 
 _CACHE_LIMIT = 50_000
 _shapes: dict[Any, Any] = {}
@@ -40,11 +40,11 @@ def is_mutating(func: OpOverload) -> bool:
     return known
 
 
-def _positions(index: Tensor | None) -> Tensor | None:
-    """Return a constant 1-D mask of booleans as positions, whose number a meta tensor would not tell."""
-    if index is None or index.device.type == "meta" or index.dtype != torch.bool or index.dim() != 1:
-        return index
-    return index.nonzero().squeeze(1)
+def _positions(index: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return a constant mask of booleans as positions in each dimension, whose number a meta tensor would not tell."""
+    if index is None or index.device.type == "meta" or index.dtype != torch.bool or not index.dim():
+        return (index,)
+    return index.nonzero(as_tuple=True)
 
 
 def _run_on_noise(leaf: nn.Module, args: Any, kwargs: Any, error: Exception) -> tuple[Any, int]:
@@ -118,7 +118,7 @@ class MetaMode(TorchDispatchMode):
         if func.namespace == "prim" or _is_integer_constant(func, args):
             return func(*args, **kwargs)
         if func is torch.ops.aten.index.Tensor:
-            args = (args[0], [_positions(i) for i in args[1]])
+            args = (args[0], [position for i in args[1] for position in _positions(i)])
         args = tuple(self._replace(a) for a in args)
         if kwargs:
             kwargs = {k: self._replace(v) for k, v in kwargs.items()}
@@ -189,6 +189,17 @@ def _rebuild(spec: Any) -> Any:
 
 
 @contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Keep transformers of torch.nn from fused kernels and nested tensors, which hide what they compute."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Restore the attributes of all submodules afterwards, containers with what they held: modes, caches, hooks."""
     before = [(part.__dict__, dict(part.__dict__)) for part in module.modules()]
@@ -254,13 +265,8 @@ class MetaInterpreter(fx.Interpreter):
     @contextmanager
     def on_meta_tensors(self) -> Iterator[None]:
         """Run what happens inside under the mode, without gradients and without fused kernels that hide operators."""
-        fast_path = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with torch.no_grad(), self.mode:
-                yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
+        with without_fast_path(), torch.no_grad(), self.mode:
+            yield
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and report its value."""

@@ -45,7 +45,9 @@ def _attention(
     bias = _additive(masks, q)
     if need_weights or module.dropout > 0:
         scores = (q * (module.head_dim**-0.5)) @ k.transpose(-2, -1)
-        weights = torch.softmax(scores if bias is None else scores + bias, -1)
+        # The fused kernel, which torch.nn takes where no weights are wanted, gives zero where all keys are masked.
+        softmax = torch.softmax if need_weights else torch._safe_softmax
+        weights = softmax(scores if bias is None else scores + bias, -1)
         weights = F.dropout(weights, module.dropout, module.training)
         out = weights @ v
     else:

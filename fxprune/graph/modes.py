@@ -35,12 +35,16 @@ def merge_modes(graph: fx.Graph, other: fx.Graph, named: Mapping[str, Any], *, t
 
 
 _WRITING = frozenset(
-    [operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv]
-    + [operator.imod, operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor]
-    + [operator.ilshift, operator.irshift]
+    [
+        *(operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv),
+        *(operator.imod, operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor),
+        *(operator.ilshift, operator.irshift),
+    ]
 )
+"""Operators that write into their first argument."""
+
 _NEW = frozenset([operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, operator.neg])
-"""Operators that write into their first argument, and operators whose result shares no memory with any."""
+"""Operators whose result shares no memory with any argument."""
 
 
 def _written(node: fx.Node, named: Mapping[str, Any]) -> Iterator[fx.Node]:
@@ -105,9 +109,15 @@ class _Merge:
 
     def _is_seen_by_both(self, node: fx.Node) -> bool:
         """Whether the value of a training node may share memory with one that the evaluation graph has too."""
-        if node.op in ("placeholder", "get_attr") or self.from_train[node] in self.from_eval.values():
-            return True
-        return not _is_new(node, self.named) and any(map(self._is_seen_by_both, node.all_input_nodes))
+        shared, todo, seen = set(self.from_eval.values()), [node], set()
+        while todo:
+            source = todo.pop()
+            if source.op in ("placeholder", "get_attr") or self.from_train[source] in shared:
+                return True
+            if source not in seen and not _is_new(source, self.named):
+                todo.extend(source.all_input_nodes)
+            seen.add(source)
+        return False
 
     def _same(self, node: fx.Node, partner: fx.Node) -> bool:
         """Whether the two do the same to the same values, literals that follow the mode aside."""

@@ -96,10 +96,13 @@ def _recorded(
 
 
 def _frames(traceback: TracebackType | None) -> Iterator[FrameType]:
-    """Yield the frames of a traceback from the outermost on, those of torch and of this package aside."""
+    """Yield the frames of a traceback from the outermost on.
+
+    Those of this package are left out, and of torch all but the forwards of its modules.
+    """
     while traceback is not None:
         home = traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0]
-        if home not in ("torch", "fxprune"):
+        if home not in ("torch", "fxprune") or _forwarding(traceback.tb_frame) is not None:
             yield traceback.tb_frame
         traceback = traceback.tb_next
 

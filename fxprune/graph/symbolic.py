@@ -25,7 +25,8 @@ from torch.fx.graph_module import _assign_attr
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import DataDependentError, TraceError, UsageError, first_line
-from fxprune.graph.execution import undisturbed
+from fxprune.graph.einops import teach_einops
+from fxprune.graph.execution import undisturbed, without_fast_path
 from fxprune.graph.expansions import expansion_of
 from fxprune.graph.facts import TraceFacts, set_trace_facts
 from fxprune.graph.inputs import Inputs, on_meta
@@ -70,7 +71,8 @@ class _Tracer(fx.Tracer):
 
     def record(self, model: nn.Module) -> fx.Graph:
         """Trace a model that stays as it is; `named` is then everything that the graph names."""
-        with undisturbed(model), _factories_recorded(), self.opaque.instead(self._call_opaque):
+        teach_einops()
+        with without_fast_path(), undisturbed(model), _factories_recorded(), self.opaque.instead(self._call_opaque):
             graph = self.trace(model)
             self.named = {str(n.target): self._find(str(n.target)) for n in graph.nodes if n.op in _NAMING}
         for node in graph.nodes:
@@ -223,7 +225,10 @@ _LEAF_BASES = (
 )
 
 
-_TRANSPARENT = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder, nn.TransformerDecoderLayer)
+_TRANSPARENT = (
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+)
 """Modules of torch.nn that are no leaves: what they hold is worth seeing."""
 
 _FACTORIES = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dis
 import operator
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -129,6 +129,18 @@ def _tells_no_data(node: fx.Node) -> bool:
     return name in _KNOWN_OF_ANY_DATA
 
 
+def _in_place(name: str) -> Callable[[Any, Any], Any]:
+    """Return the method of an augmented assignment, of which torch.fx would make a value of its own.
+
+    Views of a tensor and other names for it see what `x += y` writes.
+    """
+
+    def record(self: ValueProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+    return record
+
+
 class ValueProxy(fx.Proxy):
     """A proxy whose value can be asked for."""
 
@@ -137,8 +149,17 @@ class ValueProxy(fx.Proxy):
 
     __getitem__: Any
 
-    def __getattr__(self, k: str) -> ValueAttribute:
-        return ValueAttribute(self, k)
+    def __getattr__(self, k: str) -> Any:
+        rank = self._rank() if k == "ndim" else None
+        return ValueAttribute(self, k) if rank is None else rank
+
+    def _rank(self) -> int | None:
+        """The number of dimensions, which is a fact about the graph; None for what is no tensor."""
+        try:
+            value = self.tracer.values.of(self.node)
+        except DataDependentError:
+            return None
+        return value.dim() if isinstance(value, Tensor) else None
 
     def __bool__(self) -> bool:
         return bool(self.tracer.values.certain(self.node))
@@ -163,6 +184,11 @@ class ValueProxy(fx.Proxy):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    __iadd__, __isub__, __imul__, __itruediv__ = map(_in_place, ("iadd", "isub", "imul", "itruediv"))
+    __ifloordiv__, __imod__, __ipow__, __imatmul__ = map(_in_place, ("ifloordiv", "imod", "ipow", "imatmul"))
+    __iand__, __ior__, __ixor__ = map(_in_place, ("iand", "ior", "ixor"))
+    __ilshift__, __irshift__ = map(_in_place, ("ilshift", "irshift"))
 
     def __iter__(self) -> Iterator[Any]:
         frame = sys._getframe(1)
@@ -193,7 +219,9 @@ class ValueAttribute(Attribute, ValueProxy):
     root: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Record the call of a method; the items of a dictionary are known."""
+        """Record the call of a method; the number of dimensions and the items of a dictionary are known."""
+        if self.attr in ("dim", "ndimension") and (rank := self.root._rank()) is not None:
+            return rank
         if self.attr in ("values", "items") and isinstance(self.tracer.values.of(self.root.node), dict):
             items = {key: self.root[key] for key in self.root.keys()}  # noqa: SIM118
             return getattr(items, self.attr)()

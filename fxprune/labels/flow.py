@@ -232,3 +232,9 @@ class Flow:
                 known.append(label)
         if coefficient:
             self.macs.append(Term(coefficient, tuple(known), self.node))
+
+    def recount_macs(self, total: int) -> None:
+        """Count `total` for the current node instead of what was counted before it was found to defeat propagation."""
+        while self.macs and self.macs[-1].node == self.node:
+            self.macs.pop()
+        self.count_macs(total)

@@ -18,7 +18,7 @@ from fxprune.graph.shapes import record_shape, run_analysis
 from fxprune.labels.call import Call, is_labelled, nothing
 from fxprune.labels.flow import Choice, Flow, Labelled, Labels
 from fxprune.labels.leaves import LeafRule, find_leaf_rule
-from fxprune.labels.literals import can_rederive, operator_of
+from fxprune.labels.literals import KEEPS_INPUT, can_rederive, operator_of
 from fxprune.labels.partition import Partition, partition
 from fxprune.labels.rules import FAMILIES, find_rule, operator_name
 from fxprune.runtime.masks import is_mask, mask_channels
@@ -192,6 +192,10 @@ class _LabelMode(MetaMode):
         self.may_reshape = can_rederive(node) if leaf is None else follows_input(leaf)
         self.spelling = operator_of(node) if leaf is None else ""
         self.leaf_rule = None if leaf is None else find_leaf_rule(leaf)
+        if self.spelling in KEEPS_INPUT:
+            self.flow.operator = self.spelling
+            for label in (label for tensor in self.inputs for label in self.read(tensor)):
+                self.flow.pin(label, "its width is an argument of the function")
         self.ran_unseen = False
         self.opaque = leaf is not None and not self.leaf_rule and str(node.target) in trace_facts(module).opaque
         if self.opaque and leaf is not None:
@@ -200,7 +204,7 @@ class _LabelMode(MetaMode):
     def unseen(self, leaf: nn.Module, macs: int) -> None:
         """Count what a leaf was measured to cost; pin all that it holds and takes, unless it has a rule of its own."""
         self.flow.operator = type(leaf).__name__
-        self.flow.count_macs(macs)
+        self.flow.recount_macs(macs)
         self.ran_unseen = True
         if self.leaf_rule is not None:
             return

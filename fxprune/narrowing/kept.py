@@ -42,6 +42,11 @@ class Kept:
         self._slots = classes[orbits.labelling.partition.of_slot]
         self._of_label: dict[int, tuple[Tensor | None, int]] = {}
 
+    def is_repeated(self, label: Tensor) -> bool:
+        """Whether positions of a label are kept or removed together, as those of channels merged with a batch are."""
+        classes = self.labelling.partition.of_slot[label]
+        return classes.unique().numel() < classes.numel()
+
     def of_label(self, label: Label) -> Tensor | None:
         """Return bool [positions], or None where all stay."""
         return None if label is None else self._look_up(label)[0]

@@ -44,13 +44,13 @@ class _Walk(MetaInterpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Re-derive the arguments or attributes of one node, then run it."""
+        if n.op in ("call_module", "call_function", "call_method", "output"):
+            rederive(Site(self.narrow, n, self.kept, self.env))
         if n.op == "call_module":
             leaf = self.narrow.get_submodule(str(n.target))
             self._assign_attributes(n, leaf)
             with undisturbed(leaf):
                 return super().run_node(n)
-        if n.op in ("call_function", "call_method"):
-            rederive(Site(self.narrow, n, self.kept, self.env))
         return super().run_node(n)
 
     def _assign_attributes(self, node: fx.Node, leaf: nn.Module) -> None:

@@ -53,7 +53,7 @@ def _bare(owner: Any) -> Any:
 
 
 def _state(owner: Any) -> Any:
-    """Return what a method can see of its owner, its mode aside: values by identity; an owner without any by its own."""
+    """Return what a method can see of its owner, by identity, but for its mode."""
     if not hasattr(owner, "__dict__"):
         return id(owner)
     aside = (*_IN_THE_GRAPH, "training") if isinstance(owner, nn.Module) else ()

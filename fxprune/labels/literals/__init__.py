@@ -22,13 +22,25 @@ from fxprune.labels.flow import Labelled
 from fxprune.labels.literals import numbers, positions, sizes
 from fxprune.labels.literals.site import Kept, Rewrite, Site, operator_of
 
-__all__ = ["FOLLOWS_INPUT", "LITERALS", "Kept", "Rewrite", "Site", "can_rederive", "operator_of", "rederive"]
+__all__ = [
+    "FOLLOWS_INPUT",
+    "KEEPS_INPUT",
+    "LITERALS",
+    "Kept",
+    "Rewrite",
+    "Site",
+    "can_rederive",
+    "operator_of",
+    "rederive",
+]
 
 LITERALS: dict[str, Rewrite] = {
     **dict.fromkeys(["view", "reshape", "expand", "broadcast_to", "_unsafe_view"], sizes.sizes(1)),
     **dict.fromkeys(["new_zeros", "new_ones", "new_empty", "new_full"], sizes.sizes(1)),
     **dict.fromkeys(["zeros", "ones", "empty", "full"], sizes.sizes(0)),
-    **dict.fromkeys(["view_as", "reshape_as", "as_strided"], sizes.reshape_to_prediction),
+    **dict.fromkeys(["view_as", "reshape_as"], sizes.reshape_to_prediction("other")),
+    "as_strided": sizes.as_strided,
+    "repeat_interleave": sizes.repeat_interleave,
     "expand_as": sizes.expand_as,
     "unflatten": sizes.unflatten,
     "repeat": sizes.repeat,
@@ -51,6 +63,7 @@ LITERALS: dict[str, Rewrite] = {
     **dict.fromkeys(["pad", "_pad", "constant_pad_nd"], positions.pad),
     "scaled_dot_product_attention": numbers.attention,
     "mean": numbers.mean,
+    "_assert": numbers.assertion,
 }
 """Operator → what makes its arguments right for the narrow graph."""
 
@@ -60,14 +73,21 @@ FOLLOWS_INPUT = frozenset(
         *("movedim", "moveaxis", "swapaxes", "swapdims", "flip", "fliplr", "flipud", "roll", "unbind"),
         *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack"),
         *("matmul", "bmm", "mm", "linear", "einsum", "tensordot", "pixel_shuffle", "pixel_unshuffle"),
-        *("instance_norm", "normalize", "repeat_interleave", "take_along_dim"),
+        *("instance_norm", "normalize", "take_along_dim"),
     ]
 )
 """Operators that divide, merge, repeat or move channels by the shape of their input alone."""
 
 
+KEEPS_INPUT = frozenset(["multi_head_attention_forward"])
+"""Functions that compare or scale by the widths that they are given, so that none of them may change."""
+
+
 def rederive(site: Site) -> None:
     """Make the arguments of one node right for the narrow graph."""
+    if site.node.op in ("call_module", "output"):
+        numbers.freeze_numbers(site)
+        return
     rewrite = LITERALS.get(operator_of(site.node))
     if rewrite is not None:
         _name_the_subject(site.node)
@@ -79,7 +99,7 @@ def rederive(site: Site) -> None:
 
 def _name_the_subject(node: fx.Node) -> None:
     """Move the tensor that a node works on to the front, where a call spells it by name (`chunk(input=x)`)."""
-    given = next((name for name in ("input", "self", "tensor") if name in node.kwargs), None)
+    given = next((name for name in ("input", "self", "tensor", "query") if name in node.kwargs), None)
     if not node.args and given is not None:
         node.args = (node.kwargs[given],)
         node.kwargs = {name: value for name, value in node.kwargs.items() if name != given}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -23,6 +24,9 @@ class Kept(Protocol):
 
     def shapes(self, node: str) -> list[tuple[int, ...]]:
         """Return the predicted shapes of all tensors in a node's value."""
+
+    def is_repeated(self, label: Tensor) -> bool:
+        """Whether positions of a label are kept or removed together, as those of channels merged with a batch are."""
 
     def of_label(self, label: Label) -> Tensor | None:
         """Return bool [positions], or None where all stay."""
@@ -63,6 +67,20 @@ class Site:
         self.env[node] = value
         record_shape(node, on_meta(value))
         return node
+
+    def computed(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        """Insert a computation of numbers before the node."""
+        with self.node.graph.inserting_before(self.node):
+            made = self.node.graph.call_function(function, args)
+        return self.put_before(made, function(*self.now(args)))
+
+    def item(self, sizes: fx.Node, position: int) -> fx.Node:
+        """Return a node that reads one of several sizes."""
+        return self.computed(operator.getitem, sizes, position)
+
+    def scaled(self, number: fx.Node, numerator: int, denominator: int) -> fx.Node:
+        """Return a node for `number` × `numerator` / `denominator`, where that is a whole number."""
+        return self.computed(operator.floordiv, self.computed(operator.mul, number, numerator), denominator)
 
     @property
     def x(self) -> Labelled:

@@ -17,9 +17,8 @@ def batch_norm(call: Call) -> list[Labels]:
     labels = list(call.labels(x))
     if isinstance(call["weight"], Tensor):
         call.flow.play(call.labels(call["weight"])[0], "scale")
-    if _uses_batch_statistics(call):
-        for d in (0, *range(2, x.dim())):
-            _take_statistics(call, labels[d], x.numel() // (x.shape[1] * x.shape[d]))
+    for d in (0, *range(2, x.dim())):
+        _take_statistics(call, labels[d], x.numel() // (x.shape[1] * x.shape[d]))
     channel: Label = labels[1]
     affine = [t for t in call.tensors if t is not x]
     for tensor in affine:
@@ -38,10 +37,6 @@ def _take_statistics(call: Call, label: Label, times: int) -> None:
     call.flow.mark_statistical(label, "batch statistics are taken over this dimension")
     if times == 1 and label.unique().numel() == label.numel():
         call.flow.pin(label[:1], "the statistics of a single value are not defined")
-
-
-def _uses_batch_statistics(call: Call) -> bool:
-    return bool(call["training"]) if call.accepts("training") else "no_training" not in str(call.operator)
 
 
 def layer_norm(call: Call) -> list[Labels]:

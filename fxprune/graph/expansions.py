@@ -52,7 +52,8 @@ def _attention(
         out = weights @ v
     else:
         out = F.scaled_dot_product_attention(q, k, v, bias)
-    out = module.out_proj(_without_batch(out.transpose(1, 2).flatten(2), is_batched, swaps))
+    out = out.transpose(1, 2).flatten(2)
+    out = module.out_proj(_with_batch(out, True, swaps) if is_batched else out.squeeze(0))
     if not need_weights:
         return out, None
     weights = weights.mean(1) if average_attn_weights else weights
@@ -75,12 +76,6 @@ def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: T
 def _with_batch(x: Tensor, is_batched: bool, swaps: bool) -> Tensor:
     if not is_batched:
         return x.unsqueeze(0)
-    return x.transpose(0, 1) if swaps else x
-
-
-def _without_batch(x: Tensor, is_batched: bool, swaps: bool) -> Tensor:
-    if not is_batched:
-        return x.squeeze(0)
     return x.transpose(0, 1) if swaps else x
 
 

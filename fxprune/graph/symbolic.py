@@ -19,7 +19,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.fx.graph_module import _assign_attr
 from torch.utils import _pytree as pytree
@@ -29,9 +29,10 @@ from fxprune.graph.einops import teach_einops
 from fxprune.graph.execution import undisturbed, without_fast_path
 from fxprune.graph.expansions import expansion_of
 from fxprune.graph.facts import TraceFacts, set_trace_facts
-from fxprune.graph.inputs import Inputs, on_meta
+from fxprune.graph.inputs import Inputs
 from fxprune.graph.modes import merge_modes
 from fxprune.graph.opaque import Opaque, OpaqueCallable
+from fxprune.graph.placeholders import make_placeholders
 from fxprune.graph.values import ValueProxy, Values
 from fxprune.runtime.opaque import OpaqueFunction
 
@@ -158,63 +159,14 @@ class _Tracer(fx.Tracer):
         is_module: bool,  # noqa: ARG002
         concrete_args: Any = None,  # noqa: ARG002
     ) -> tuple[Callable[..., Any], list[Any]]:
+        """Bind placeholders to the model's forward as the example inputs are."""
         self.reads_training |= _reads_training(self.root)
-        given = self.inputs.bind(self.root.forward)
-        parameters = inspect.signature(self.root.forward).parameters
-        bound = {name: self._placeholder(parameters[name], value) for name, value in given.items()}
-        args, kwargs = _call_arguments(parameters, bound)
+        args, kwargs = make_placeholders(self, self.root.forward, self.inputs)
         return functools.partial(root_fn, self.root, *args, **kwargs), []
-
-    def _placeholder(self, parameter: inspect.Parameter, value: Any) -> Any:
-        """Make the placeholder(s) of one argument; containers are rebuilt from proxies, other values are constants."""
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            return [self._input(f"{parameter.name}_{i}", v, ()) for i, v in enumerate(value)]
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            return {k: self._input(k, v, (None,)) for k, v in value.items()}
-        optional = parameter.default is not inspect.Parameter.empty
-        return self._input(parameter.name, value, (parameter.default,) if optional else ())
-
-    def _input(self, name: str, value: Any, default: tuple[Any, ...]) -> Any:
-        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
-            return value
-        proxy = self.create_proxy("placeholder", name, default, {})
-        proxy.node.meta["val"] = on_meta(value)
-        return _unpack(proxy, value)
 
 
 def _holds_proxy(value: Any) -> bool:
     return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(value))
-
-
-def _unpack(proxy: Any, value: Any) -> Any:
-    """Rebuild the containers of `value` with item accesses of `proxy` as leaves."""
-    if isinstance(value, Tensor):
-        return proxy
-    if isinstance(value, dict):
-        return {k: _unpack(proxy[k], v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)([_unpack(proxy[i], v) for i, v in enumerate(value)])
-    return value
-
-
-def _call_arguments(parameters: Any, bound: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Spread bound arguments into positional and keyword ones as the signature wants them."""
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    for name, value in bound.items():
-        kind = parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            args.extend(value)
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            kwargs.update(value)
-        elif kind is inspect.Parameter.POSITIONAL_ONLY:
-            args.append(value)
-        else:
-            kwargs[name] = value
-    if any(p.kind is inspect.Parameter.VAR_POSITIONAL and bound.get(n) for n, p in parameters.items()):
-        before = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and n in kwargs]
-        args = [kwargs.pop(n) for n in before] + args
-    return args, kwargs
 
 
 _LEAF_BASES = (
@@ -289,13 +241,10 @@ def trace_symbolically(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
     notes = [_SIZES] if tracer.values.steered else []
     named = tracer.named
     if tracer.reads_training:
-        merged = _both_modes(model, tracer, graph)
-        if merged is None:
-            notes.append(_ONE_MODE.format("training" if model.training else "evaluation"))
-        else:
-            graph, named = merged
+        graph, named, obstacle = _both_modes(model, tracer, graph)
+        if obstacle:
+            notes.append(_ONE_MODE.format("training" if model.training else "evaluation", obstacle))
     module = fx.GraphModule(_holding(named, graph), graph, type(model).__name__)
-    _carry_inputs(module, inputs)
     functions = {name: leaf for name, leaf in named.items() if name in tracer.leaves}
     reasons = {name: opaque.reasons[leaf.function.__code__] for name, leaf in functions.items()}
     set_trace_facts(module, TraceFacts("symbolic", opaque.modules | reasons, tuple(notes)))
@@ -332,25 +281,30 @@ _SIZES = "control flow that depends on sizes was followed for the sizes of the e
 
 _ONE_MODE = (
     "training and evaluation compute differently and could not be joined into one graph: this is the graph of {} mode, "
-    "in which the model was given"
+    "in which the model was given ({})"
 )
 
 
-def _both_modes(model: nn.Module, tracer: _Tracer, graph: fx.Graph) -> tuple[fx.Graph, dict[str, Any]] | None:
-    """Trace the other mode as well and merge the two, so that train() and eval() act as in the model."""
+def _both_modes(model: nn.Module, tracer: _Tracer, graph: fx.Graph) -> tuple[fx.Graph, dict[str, Any], str]:
+    """Trace the other mode as well and merge the two, so that train() and eval() act as in the model.
+
+    Return the graph, what it names, and why it is still that of one mode, if it is.
+    """
     other = _Tracer(tracer.inputs, tracer.opaque, tracer.leaves)
     with undisturbed(model):
         model.train(not model.training)
         try:
             found = other.record(model)
-        except Exception:
-            return None
+        except Exception as error:
+            return graph, tracer.named, f"the other mode cannot be traced: {first_line(error)}"
         # What only the training graph computes has to run on the example inputs too (an auxiliary head may not).
         if len(found.nodes) != len(graph.nodes) and not (other if model.training else tracer).values.all_known():
-            return None
+            return graph, tracer.named, "training does not run on the example inputs"
     named = tracer.named | other.named | {"training": model.training}
     merged = merge_modes(graph, found, named, training=model.training)
-    return None if merged is None else (merged, named)
+    if merged is None:
+        return graph, tracer.named, "evaluation is no part of training, or training writes into what evaluation reads"
+    return merged, named, ""
 
 
 def _assign_modes(module: fx.GraphModule, model: nn.Module) -> None:
@@ -358,11 +312,3 @@ def _assign_modes(module: fx.GraphModule, model: nn.Module) -> None:
     modes = {name: part.training for name, part in model.named_modules()}
     for name, part in module.named_modules():
         part.training = modes.get(name, model.training)
-
-
-def _carry_inputs(module: fx.GraphModule, inputs: Inputs) -> None:
-    """Check that every placeholder knows its value; graphs from torch.export get theirs in order."""
-    leaves = iter(inputs.tensors())
-    for node in module.graph.nodes:
-        if node.op == "placeholder" and "val" not in node.meta:
-            node.meta["val"] = on_meta(next(leaves))

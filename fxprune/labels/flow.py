@@ -74,13 +74,14 @@ class TensorSlots:
 class SlotTable:
     """Gives every position of every dimension of every floating parameter and buffer a slot.
 
-    Tied tensors (one object under several names) have one set of slots, under the first name.
+    Tied tensors (one object under several names) have one set of slots, under the first name. All tensors are added
+    before a rule makes slots of its own.
     """
 
     def __init__(self) -> None:
         self.tensors: list[TensorSlots] = []
         self.count = 0
-        self._fresh: list[range] = []
+        self._owned = 0
 
     def add(self, name: str, shape: Sequence[int], *, is_parameter: bool) -> TensorSlots:
         """Give slots to a tensor of `shape`."""
@@ -88,6 +89,7 @@ class SlotTable:
         for size in shape:
             starts.append(self.count)
             self.count += size
+        self._owned = self.count
         slots = TensorSlots(name, tuple(shape), tuple(starts), is_parameter)
         self.tensors.append(slots)
         return slots
@@ -95,7 +97,6 @@ class SlotTable:
     def fresh(self, size: int) -> Tensor:
         """Return `size` new slots that belong to no tensor: constants that the graph itself makes."""
         self.count += size
-        self._fresh.append(range(self.count - size, self.count))
         return torch.arange(self.count - size, self.count)
 
     def is_fresh(self, label: Tensor) -> bool:
@@ -107,7 +108,7 @@ class SlotTable:
         >>> table.is_fresh(made.flip(0)), table.is_fresh(torch.tensor([1, 2]))
         (True, False)
         """
-        return all(any(slot in made for made in self._fresh) for slot in set(label.tolist()))
+        return int(label.min()) >= self._owned
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ opaque leaf, and the model is traced again:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType, FunctionType, TracebackType
@@ -45,28 +45,35 @@ class Opaque:
 
     def add_culprit(self, error: Exception, root: nn.Module) -> bool:
         """Make the callable opaque that `error` came from; whether there was one that is not opaque yet."""
-        reason = first_line(error)
         names = {id(module): name for name, module in root.named_modules()}
         frames = list(_frames(error.__traceback__))
-        forwards = [i for i, frame in enumerate(frames) if id(_forwarding(frame)) in names]
-        path = [names[id(_forwarding(frames[i]))] for i in forwards]
+        running = [names.get(id(_forwarding(frame))) for frame in frames]
+        path = [name for name in running if name is not None]
+        last = max((i for i, name in enumerate(running) if name is not None), default=-1)
+        reason = first_line(error)
         stateless = [name for name in path if name and not root.get_submodule(name).state_dict()]
-        if stateless:
-            return self._add_module(stateless[0], reason)
-        inside = frames[forwards[-1] + 1 :] if forwards else frames
-        for caller, frame in zip(frames[forwards[-1] :] if forwards else frames, inside, strict=False):
-            found = _callable_of(frame, caller)
-            if found is not None and frame.f_code not in self.refused and frame.f_code not in self.functions:
-                self.functions[frame.f_code] = found
-                self.reasons[frame.f_code] = reason
-                return True
-        return bool(path) and self._add_module(path[-1], reason)
+        return (
+            self._add_module(stateless[:1], reason)  # 1.
+            or self._add_function(zip(frames[max(last, 0) :], frames[last + 1 :], strict=False), reason)  # 2.
+            or self._add_module(path[-1:], reason)  # 3.
+        )
 
-    def _add_module(self, name: str, reason: str) -> bool:
-        if not name or name in self.modules:
-            return False
-        self.modules[name] = reason
-        return True
+    def _add_module(self, names: list[str], reason: str) -> bool:
+        for name in names:
+            if name and name not in self.modules:
+                self.modules[name] = reason
+                return True
+        return False
+
+    def _add_function(self, calls: Iterable[tuple[FrameType, FrameType]], reason: str) -> bool:
+        """Make the outermost of nested calls, pairs (caller, callee), opaque that was not tried before."""
+        for caller, frame in calls:
+            code, found = frame.f_code, _callable_of(frame, caller)
+            if found is not None and code not in self.refused and code not in self.functions:
+                self.functions[code] = found
+                self.reasons[code] = reason
+                return True
+        return False
 
     def refuse(self, code: CodeType) -> None:
         """Note that a function does not work on its own; it is traced into again."""

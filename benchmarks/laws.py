@@ -43,7 +43,7 @@ class Lawfulness:
     masked: float
 
 
-def check_laws(model: nn.Module, inputs: Inputs, *, counted: bool) -> Lawfulness:
+def check_laws(model: nn.Module, inputs: Inputs, *, counted: bool, frontend: str = "auto") -> Lawfulness:
     """Remove half of the channels of every exact orbit at random; raise `AssertionError` where a law is broken.
 
     Where no orbit is exact, half of the channels of the statistical ones leave.
@@ -52,16 +52,17 @@ def check_laws(model: nn.Module, inputs: Inputs, *, counted: bool) -> Lawfulness
         model: converted to float64 and given random normalisation in place.
         inputs: of any floating-point type.
         counted: whether MACs are compared with PyTorch's counter, for which they must not depend on values.
+        frontend: of the tracer.
     """
     with in_double():
-        return _check(model.double().eval(), as_double(inputs), counted=counted)
+        return _check(model.double().eval(), as_double(inputs), counted, frontend)
 
 
-def _check(model: nn.Module, inputs: Inputs, *, counted: bool) -> Lawfulness:
+def _check(model: nn.Module, inputs: Inputs, counted: bool, frontend: str) -> Lawfulness:
     generator = torch.Generator().manual_seed(0)
     randomise(model, generator)
     expected = run(model, inputs)
-    traced = trace(model, inputs)
+    traced = trace(model, inputs, frontend=frontend)
     tracing = largest(relative_errors(run(traced, inputs), expected, "tracing"))
     assert tracing <= EXACT, f"the traced graph is off by {tracing:.1e}"
     masked = Pipeline((MaskInsertion(),))(traced).graph_module

@@ -79,5 +79,15 @@ def test_slow(suite: str, name: str) -> None:
     _assert_lawful(model, inputs, counted=not is_data_dependent(suite, name))
 
 
-def _assert_lawful(model: nn.Module, inputs: Inputs, *, counted: bool) -> None:
-    assert check_laws(model, inputs, counted=counted).masked > FELT, "the masks changed nothing"
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext", "segformer", "swin", "vit"])
+def test_export(name: str) -> None:
+    pytest.importorskip("transformers", reason="transformers is in the extra 'bench'")
+    torch.manual_seed(0)
+    model, inputs = inputs_for_laws("transformers", name, float("inf"))
+    _assert_lawful(model, inputs, counted=True, frontend="export")
+
+
+def _assert_lawful(model: nn.Module, inputs: Inputs, *, counted: bool, frontend: str = "auto") -> None:
+    laws = check_laws(model, inputs, counted=counted, frontend=frontend)
+    assert laws.masked > FELT, "the masks changed nothing"

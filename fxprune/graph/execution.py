@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,7 +50,8 @@ def _positions(index: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def _run_on_noise(leaf: nn.Module, args: Any, kwargs: Any, error: Exception) -> tuple[Any, int]:
     """Run a copy of a leaf on noise outside of all modes; return its meta value and its MACs, or raise `error`."""
-    with _disable_current_modes(), FlopCounterMode(display=False) as counter:
+    # Not every version of torch counts the fused kernels of attention.
+    with _disable_current_modes(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         try:
             value = copy.deepcopy(leaf)(*_noise(args), **_noise(kwargs))
         except Exception:

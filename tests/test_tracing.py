@@ -169,7 +169,7 @@ def test_a_method_that_chooses_by_data_becomes_an_opaque_leaf() -> None:
     facts = trace_facts(cut.traced)
     assert list(facts.opaque) == ["pick"]
     assert "depends on the data" in facts.opaque["pick"]
-    assert cut.pinned_by("a.weight", 0) == {"OpaqueFunction"}
+    assert cut.pinned_by("a.weight", 0) == {"Chooser.pick"}
     assert cut.width("b.weight", 0) < 8
     for seed in range(4):  # Both ways are taken.
         with torch.no_grad():

@@ -23,6 +23,7 @@ from fxprune.labels.partition import Partition, partition
 from fxprune.labels.rules import FAMILIES, find_rule, operator_name
 from fxprune.runtime.masks import is_mask, mask_channels
 from fxprune.runtime.modes import by_mode
+from fxprune.runtime.opaque import OpaqueFunction
 
 __all__ = ["RULE_FAILED", "Labelling", "propagate_labels"]
 
@@ -203,7 +204,7 @@ class _LabelMode(MetaMode):
 
     def unseen(self, leaf: nn.Module, macs: int) -> None:
         """Count what a leaf was measured to cost; pin all that it holds and takes, unless it has a rule of its own."""
-        self.flow.operator = type(leaf).__name__
+        self.flow.operator = leaf.extra_repr() if isinstance(leaf, OpaqueFunction) else type(leaf).__name__
         self.flow.recount_macs(macs)
         self.ran_unseen = True
         if self.leaf_rule is not None:

@@ -19,7 +19,7 @@ HALF = 0.5
 def tables(rows: Sequence[Row]) -> list[str]:
     """Return Markdown: totals, a row a model, and what is not ok with its reason."""
     ours = [row for row in rows if row["tool"] == "fxprune" and not is_quantised(row)]
-    theirs = {row["model"]: row for row in rows if row["tool"] == "torch-pruning"}
+    theirs = {row["model"]: row for row in rows if row["tool"] == "torch-pruning" and not is_quantised(row)}
     parts = [totals(ours), peer_totals(ours, theirs), model_table(ours, theirs), failures(rows)]
     return [part for part in parts if part]
 

@@ -24,9 +24,12 @@ def _backend() -> type:
     base: Any = importlib.import_module("einops._backends").TorchBackend
 
     class ProxyBackend(base):
+        """What einops does to a tensor, for a proxy of one."""
+
         framework_name = "torch.fx"
 
         def is_appropriate_type(self, tensor: Any) -> bool:
+            """Whether this backend is the one for a value."""
             return isinstance(tensor, fx.Proxy)
 
         def shape(self, x: Any) -> list[Any]:

@@ -33,7 +33,7 @@ class _Mode(MetaMode):
         self.ran_on_noise = True
 
 
-_KNOWN_OF_ANY_DATA = frozenset(["dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "is_cuda"])
+_KNOWN_OF_ANY_DATA = frozenset(["dtype", "device", "is_floating_point", "is_cuda"])
 """What a tensor tells about itself that does not depend on data even where its sizes do."""
 
 

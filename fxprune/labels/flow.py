@@ -74,14 +74,13 @@ class TensorSlots:
 class SlotTable:
     """Gives every position of every dimension of every floating parameter and buffer a slot.
 
-    Tied tensors (one object under several names) have one set of slots, under the first name. All tensors are added
-    before a rule makes slots of its own.
+    Tied tensors (one object under several names) have one set of slots, under the first name.
     """
 
     def __init__(self) -> None:
         self.tensors: list[TensorSlots] = []
         self.count = 0
-        self._owned = 0
+        self._fresh: list[tuple[int, int]] = []
 
     def add(self, name: str, shape: Sequence[int], *, is_parameter: bool) -> TensorSlots:
         """Give slots to a tensor of `shape`."""
@@ -89,7 +88,6 @@ class SlotTable:
         for size in shape:
             starts.append(self.count)
             self.count += size
-        self._owned = self.count
         slots = TensorSlots(name, tuple(shape), tuple(starts), is_parameter)
         self.tensors.append(slots)
         return slots
@@ -97,6 +95,7 @@ class SlotTable:
     def fresh(self, size: int) -> Tensor:
         """Return `size` new slots that belong to no tensor: constants that the graph itself makes."""
         self.count += size
+        self._fresh.append((self.count - size, self.count))
         return torch.arange(self.count - size, self.count)
 
     def is_fresh(self, label: Tensor) -> bool:
@@ -105,10 +104,13 @@ class SlotTable:
         >>> table = SlotTable()
         >>> _ = table.add("weight", [2], is_parameter=True)
         >>> made = table.fresh(2)
-        >>> table.is_fresh(made.flip(0)), table.is_fresh(torch.tensor([1, 2]))
-        (True, False)
+        >>> _ = table.add("bias", [2], is_parameter=True)
+        >>> table.is_fresh(made.flip(0)), table.is_fresh(torch.tensor([1, 2])), table.is_fresh(torch.tensor([3, 4]))
+        (True, False, False)
         """
-        return int(label.min()) >= self._owned
+        starts, ends = torch.tensor(self._fresh or [(0, 0)]).t().contiguous()
+        place = torch.searchsorted(starts, label, right=True) - 1
+        return bool(((place >= 0) & (label < ends[place])).all())
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,8 @@ class _LabelMode(MetaMode):
         rule = find_rule(operator)
         if self.opaque:
             call.pin_all("inside a module that was not traced")
-            return rule(call) if rule is not None and self.flow.operator in FAMILIES["contraction"] else None
+            if self.flow.operator not in FAMILIES["contraction"]:
+                return None
         if rule is None:
             self.unruled[self.flow.operator] = self.unruled.get(self.flow.operator, 0) + 1
             call.pin_all("no rule for this operator")

@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 
 from fxprune import artifacts
 from fxprune.graph.dump import diff
-from fxprune.graph.execution import undisturbed
 from fxprune.graph.facts import trace_facts
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Observer, Pass, Pipeline, parse_spec
 from fxprune.graph.shapes import copy_shapes
 from fxprune.graph.tracing import trace, trace_graph
+from fxprune.graph.undisturbed import undisturbed
 from fxprune.importance import Criterion, Evidence
 from fxprune.labels.detection import find_orbits
 from fxprune.labels.orbits import Orbits

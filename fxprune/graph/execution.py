@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,8 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.errors import InputError
 from fxprune.graph.inputs import on_meta
+from fxprune.graph.undisturbed import without_fast_path
 
-__all__ = ["MetaInterpreter", "MetaMode", "is_mutating", "undisturbed", "without_fast_path"]
+__all__ = ["MetaInterpreter", "MetaMode", "is_mutating"]
 
 _CACHE_LIMIT = 50_000
 _shapes: dict[Any, Any] = {}
@@ -188,41 +188,6 @@ def _rebuild(spec: Any) -> Any:
         return spec[0](_rebuild(part) for part in spec[1])
     size, stride, dtype = spec
     return torch.empty_strided(size, stride, dtype=dtype, device="meta")
-
-
-@contextmanager
-def without_fast_path() -> Iterator[None]:
-    """Keep transformers of torch.nn from fused kernels and nested tensors, which hide what they compute."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
-@contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Restore the attributes of all submodules afterwards, containers with what they held: modes, caches, hooks."""
-    before = [(part.__dict__, dict(part.__dict__)) for part in module.modules()]
-    containers = [value for _, kept in before for value in kept.values() if type(value) in _CONTAINERS]
-    held = [(container, container.copy()) for container in containers if container]
-    empty = [container for container in containers if not container]
-    try:
-        yield
-    finally:
-        for attributes, kept in before:
-            attributes.clear()
-            attributes.update(kept)
-        for container in filter(None, empty):
-            container.clear()
-        for container, kept in held:
-            container.clear()
-            (container.extend if type(container) is list else container.update)(kept)
-
-
-_CONTAINERS = frozenset([dict, OrderedDict, list, set])
-"""Types of attributes that a forward fills in place."""
 
 
 def _ordinary(value: Any) -> Any:

@@ -9,7 +9,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError, InputError
-from fxprune.graph.execution import MetaInterpreter, MetaMode, undisturbed
+from fxprune.graph.execution import MetaInterpreter, MetaMode
+from fxprune.graph.undisturbed import undisturbed
 
 __all__ = ["copy_shapes", "input_pixels", "propagate_shapes", "record_shape", "run_analysis", "shapes_of"]
 

@@ -26,13 +26,13 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import DataDependentError, TraceError, UsageError, first_line
 from fxprune.graph.einops import teach_einops
-from fxprune.graph.execution import undisturbed, without_fast_path
 from fxprune.graph.expansions import expansion_of
 from fxprune.graph.facts import TraceFacts, set_trace_facts
 from fxprune.graph.inputs import Inputs
 from fxprune.graph.modes import merge_modes
 from fxprune.graph.opaque import Opaque, OpaqueCallable
 from fxprune.graph.placeholders import make_placeholders
+from fxprune.graph.undisturbed import undisturbed, without_fast_path
 from fxprune.graph.values import ValueProxy, Values
 from fxprune.runtime.opaque import OpaqueFunction
 

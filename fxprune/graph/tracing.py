@@ -18,11 +18,11 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import InputError, TraceError, UsageError, first_line
-from fxprune.graph.execution import undisturbed
 from fxprune.graph.facts import TraceFacts, set_trace_facts, trace_facts
 from fxprune.graph.inputs import ExampleInputs, Inputs, check_model, on_meta
 from fxprune.graph.shapes import propagate_shapes
 from fxprune.graph.symbolic import trace_symbolically
+from fxprune.graph.undisturbed import undisturbed
 
 __all__ = ["trace", "trace_graph"]
 

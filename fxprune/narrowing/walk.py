@@ -8,9 +8,10 @@ from torch import fx, nn
 
 from fxprune.errors import FxpruneError, VerifyError
 from fxprune.graph.dump import dump_around
-from fxprune.graph.execution import MetaInterpreter, MetaMode, undisturbed
+from fxprune.graph.execution import MetaInterpreter, MetaMode
 from fxprune.graph.leaves import narrowed_attributes
 from fxprune.graph.shapes import record_shape, shapes_of
+from fxprune.graph.undisturbed import undisturbed
 from fxprune.labels.literals import Site, rederive
 from fxprune.narrowing.kept import Kept
 

@@ -14,6 +14,7 @@ from fxprune.labels.detection import find_orbits
 from fxprune.labels.orbits import Orbit, Orbits
 from fxprune.plan import Plan
 from fxprune.report import Report
+from fxprune.runtime.weight_masks import finalize
 
 __all__ = [
     "Cost",
@@ -28,6 +29,7 @@ __all__ = [
     "apply_plan",
     "diff",
     "dump",
+    "finalize",
     "find_orbits",
     "load",
     "print_changes",
@@ -35,10 +37,11 @@ __all__ = [
     "recalibrate_batchnorm",
     "run_passes",
     "save",
+    "sparsify",
     "trace",
 ]
 
-_FACADE = {"Result", "apply_plan", "load", "prune", "run_passes", "save"}
+_FACADE = {"Result", "apply_plan", "load", "prune", "run_passes", "save", "sparsify"}
 
 
 def __getattr__(name: str) -> Any:

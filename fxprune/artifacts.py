@@ -27,6 +27,7 @@ from fxprune.errors import ArtifactError, PlanError
 from fxprune.graph.inputs import Inputs
 from fxprune.plan import Plan
 from fxprune.report import Report
+from fxprune.runtime.weight_masks import finalize, masked_weights
 
 __all__ = [
     "inputs_from_json",
@@ -53,10 +54,13 @@ def write_folder(
 ) -> Path:
     """Write an artifact aside and rename it into place, so that a folder is whole or absent.
 
+    Weight masks are baked into the saved weights, which have plain names; the plan says what the masks were.
+
     Raises `ArtifactError` when the folder is not empty or cannot be written; nothing is overwritten.
     """
     target = Path(folder).absolute()
     check_free(target)
+    shipped = finalize(copy.deepcopy(module)) if masked_weights(module) else module
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -65,15 +69,15 @@ def write_folder(
             f"cannot write to '{target.parent}': {error.strerror}; choose a folder you may write"
         ) from error
     try:
-        save_model(module, str(aside / "model.safetensors"), metadata={"format": "pt"})
+        save_model(shipped, str(aside / "model.safetensors"), metadata={"format": "pt"})
         (aside / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         (aside / "report.json").write_text(report.json(), encoding="utf-8")
         (aside / "inputs.json").write_text(inputs_to_json(inputs), encoding="utf-8")
         (aside / "graph.diff").write_text(changes + "\n", encoding="utf-8")
         if pt2:
-            _write_pt2(module, inputs, aside / "model.pt2")
+            _write_pt2(shipped, inputs, aside / "model.pt2")
         if onnx:
-            _write_onnx(module, inputs, aside / "model.onnx")
+            _write_onnx(shipped, inputs, aside / "model.onnx")
         aside.chmod(0o755)
         aside.rename(target)
     except OSError as error:

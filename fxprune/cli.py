@@ -25,7 +25,8 @@ from fxprune.labels.detection import find_orbits
 from fxprune.labels.operators import NOTES, describe_operator, operator_rows
 from fxprune.labels.orbits import Orbits
 from fxprune.latency import measure_latency
-from fxprune.report import LayerRow, Report, make_report
+from fxprune.report import LayerRow, Report
+from fxprune.survey import make_report
 from fxprune.zoo import BuiltModel, ModelSource, build_model
 from passes import PASSES
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import InputError, SpecError, nearest
 from fxprune.labels.orbits import Orbit, Orbits
+from fxprune.runtime.weight_masks import effective_parameters
 
 __all__ = ["CRITERIA", "Criterion", "Evidence", "Subject", "find_criterion", "mask_saliency", "score_orbits"]
 
@@ -166,7 +167,7 @@ def score_orbits(
     that returns another shape.
     """
     judge = find_criterion(criterion)
-    tensors = dict(module.named_parameters())
+    tensors = effective_parameters(module)
     _refuse_nan(tensors)
     if judge is taylor and evidence is None:
         raise InputError(

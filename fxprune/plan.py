@@ -1,21 +1,43 @@
-"""A plan: which classes of every orbit stay, as data that can be saved, edited by hand, compared and replayed."""
+"""A plan: which classes of every orbit and which weights stay, as data to save, edit by hand, compare and replay."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+import math
+import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 from fxprune.errors import PlanError, SpecError
 from fxprune.labels.attention import POLICIES, attention_of, check_attention
 from fxprune.labels.detection import find_orbits
 from fxprune.labels.orbits import Orbit, Orbits
+from fxprune.sparsity.blocks import Block, Tiling
+from fxprune.sparsity.layers import SparseLayer, find_layers, mask_of
+from fxprune.sparsity.masks import mask_layers
 
-__all__ = ["SCHEMA", "Plan", "PlannedOrbit", "read_plan", "write_masks"]
+__all__ = [
+    "SCHEMA",
+    "Plan",
+    "PlannedOrbit",
+    "PlannedWeight",
+    "keep_plan",
+    "plan_of",
+    "read_plan",
+    "read_plan_text",
+    "read_weight_masks",
+    "write_masks",
+    "write_weight_masks",
+]
 
 SCHEMA = 1
 
@@ -35,8 +57,48 @@ class PlannedOrbit:
 
 
 @dataclass(frozen=True)
+class PlannedWeight:
+    """Which weights of one layer stay.
+
+    `shape` is the weight's after channels left, `dims` its output and input dimension. `kept` has one bit a block, in
+    the order of `Tiling`, packed eight to a byte, compressed by zlib, in base64.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    dims: tuple[int, int]
+    block: str
+    kept: str
+
+    @staticmethod
+    def of(layer: SparseLayer, mask: Tensor) -> PlannedWeight:
+        """Describe a layer's mask."""
+        shape, dims = tuple(mask.shape), (layer.output_dim, layer.input_dim)
+        for block in _USUAL:
+            kept = Tiling(shape, *dims, block).whole(mask.cpu())
+            if kept is not None:
+                break
+        assert kept is not None, "single weights always fit"
+        packed = zlib.compress(np.packbits(kept.numpy()).tobytes(), 9)
+        return PlannedWeight(layer.name, shape, dims, str(block), base64.b64encode(packed).decode("ascii"))
+
+    def mask(self) -> Tensor:
+        """Return bool in `shape`. Raises `ValueError` when `kept` is damaged."""
+        tiling = Tiling(self.shape, *self.dims, Block.of(self.block))
+        try:
+            packed = np.frombuffer(zlib.decompress(base64.b64decode(self.kept, validate=True)), np.uint8)
+        except (zlib.error, binascii.Error) as error:
+            raise ValueError(f"'kept' of {self.layer} is damaged: {error}") from None
+        if packed.size != math.ceil(tiling.count / 8):
+            raise ValueError(f"'kept' of {self.layer} has {packed.size} bytes, its {tiling.count} blocks need another")
+        return tiling.expand(torch.from_numpy(np.unpackbits(packed, count=tiling.count).astype(bool)))
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The kept classes of all orbits of a model, and how they were chosen.
+    """The kept classes of all orbits and the kept weights of sparse layers, and how they were chosen.
+
+    `weights` are masks of the model as the orbits leave it.
 
     `spec` is the pass pipeline that made the plan, `seed` its seed, `versions` those of fxprune and torch. `frontend`
     and `training` say how the model was traced, since a graph has other orbits in another mode; so does `attention`,
@@ -44,6 +106,7 @@ class Plan:
     """
 
     orbits: tuple[PlannedOrbit, ...]
+    weights: tuple[PlannedWeight, ...] = ()
     model: str = ""
     frontend: str = "auto"
     training: bool = False
@@ -53,10 +116,14 @@ class Plan:
     versions: Mapping[str, str] | None = None
 
     def to_json(self) -> str:
-        """Return the plan as JSON with its schema version, one line per orbit."""
-        head = {"schema": SCHEMA} | {k: v for k, v in asdict(self).items() if k != "orbits"}
-        lines = ",\n    ".join(json.dumps(asdict(orbit)) for orbit in self.orbits)
-        return json.dumps(head, indent=2)[:-2] + f',\n  "orbits": [\n    {lines}\n  ]\n}}\n'
+        """Return the plan as JSON with its schema version, one line per orbit and per sparse weight."""
+        rows: dict[str, tuple[Any, ...]] = {"orbits": self.orbits, "weights": self.weights}
+        head = {"schema": SCHEMA} | {k: v for k, v in asdict(self).items() if k not in rows}
+        text = json.dumps(head, indent=2)[:-2]
+        for name, held in rows.items():
+            lines = ",\n    ".join(json.dumps(asdict(row)) for row in held)
+            text += f',\n  "{name}": [\n    {lines}\n  ]'
+        return f"{text}\n}}\n"
 
     @staticmethod
     def from_json(text: str) -> Plan:
@@ -76,7 +143,8 @@ class Plan:
         try:
             orbits = tuple(_orbit(row) for row in data["orbits"])
             head = {field.name: data[field.name] for field in fields(Plan) if field.name in data}
-            plan = Plan(**head | {"orbits": orbits})
+            weights = tuple(_weight(row) for row in data.get("weights", ()))
+            plan = Plan(**head | {"orbits": orbits, "weights": weights})
             check_attention(plan.attention)
             return plan
         except (KeyError, TypeError, ValueError, SpecError) as error:
@@ -91,6 +159,22 @@ def _orbit(row: Mapping[str, Any]) -> PlannedOrbit:
     if not row["places"]:
         raise ValueError(f"{row['name']} has no places")
     return PlannedOrbit(str(row["name"]), width, tuple(sorted(kept)), tuple(row["places"]))
+
+
+def _weight(row: Mapping[str, Any]) -> PlannedWeight:
+    shape, (output, input_) = tuple(int(size) for size in row["shape"]), row["dims"]
+    planned = PlannedWeight(str(row["layer"]), shape, (int(output), int(input_)), str(row["block"]), str(row["kept"]))
+    planned.mask()
+    return planned
+
+
+def read_plan_text(path: str | os.PathLike[str]) -> Plan:
+    """Read a plan from its file. Raises `PlanError`."""
+    try:
+        return Plan.from_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PlanError(f"cannot read the plan '{path}': {reason}") from None
 
 
 def places_of(orbit: Orbit) -> tuple[str, ...]:
@@ -132,3 +216,45 @@ def write_masks(module: fx.GraphModule, plan: Plan) -> None:
     if masked:
         left = next(iter(masked.values()))
         raise PlanError(f"the plan is for another model: it says nothing of {left.name} ({', '.join(left.layers)})")
+
+
+_USUAL = (Block(1, 16), Block(4, 4), Block(1, 8), Block(2, 4), Block(1, 4), Block(1, 1))
+"""Blocks in which masks are written down, the largest that fits a mask first."""
+
+
+def read_weight_masks(module: fx.GraphModule) -> tuple[PlannedWeight, ...]:
+    """Describe the weight masks of a graph, in the largest of the usual blocks that they wholly consist of."""
+    layers = [(layer, mask_of(layer)) for layer in find_layers(module, {})]
+    return tuple(PlannedWeight.of(layer, mask) for layer, mask in layers if mask is not None)
+
+
+def write_weight_masks(module: fx.GraphModule, plan: Plan) -> bool:
+    """Mask the weights of a graph as a plan says; return whether that changed anything.
+
+    Raises `PlanError` when it is a plan for another model.
+    """
+    layers = {layer.name: layer for layer in find_layers(module, {})}
+    masks = {}
+    for row in plan.weights:
+        layer = layers.get(row.layer)
+        if layer is None or tuple(layer.weight.shape) != row.shape:
+            found = "no such layer" if layer is None else f"shape {tuple(layer.weight.shape)}"
+            raise PlanError(
+                f"the plan is for another model: it has a mask of shape {row.shape} for '{row.layer}', this model has "
+                f"{found} there; build the model as it was when the plan was made, and cut its channels first"
+            )
+        masks[row.layer] = row.mask().to(layer.weight.device)
+    return mask_layers(layers.values(), masks)
+
+
+_KEY = "fxprune.plan"
+
+
+def plan_of(module: nn.Module) -> Plan | None:
+    """Return the plan that made a graph, None where nothing is known of it."""
+    return module.meta.get(_KEY) if isinstance(module, fx.GraphModule) else None
+
+
+def keep_plan(module: fx.GraphModule, plan: Plan) -> None:
+    """Keep the plan that made a graph with it; copies of it keep it too."""
+    module.meta[_KEY] = plan

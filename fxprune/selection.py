@@ -21,8 +21,19 @@ from fxprune.cost import CostModel
 from fxprune.errors import SpecError, TargetError, nearest
 from fxprune.labels.orbits import Orbit, Orbits
 from fxprune.runtime.masks import MASKS
+from fxprune.runtime.weight_masks import kind_of, plain_name
 
-__all__ = ["Constraints", "Target", "choose", "eligible_orbits", "match_layers", "read_amount"]
+__all__ = [
+    "Constraints",
+    "Target",
+    "check_scope",
+    "choose",
+    "eligible_orbits",
+    "match_layers",
+    "read_amount",
+    "read_ratio",
+    "read_share",
+]
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Constraints:
     @property
     def largest_ratio(self) -> float:
         """`max_ratio` as a number."""
-        return _share(self.max_ratio, "max_ratio")
+        return read_share(self.max_ratio, "max_ratio")
 
     def widths(self, orbit: Orbit) -> Tensor:
         """Return the widths that an orbit may have, int64, descending from its own."""
@@ -87,7 +98,7 @@ def read_amount(value: float | str, what: str, whole: float) -> float:
     >>> read_amount("50%", "macs", 300.0), read_amount(0.5, "macs", 300.0), read_amount(120, "macs", 300.0)
     (150.0, 150.0, 120.0)
     """
-    number = _share(value, what)
+    number = read_share(value, what)
     share = str(value).strip().endswith("%") or number <= 1
     amount = number * whole if share else number
     if not 0 < amount <= whole:
@@ -98,7 +109,7 @@ def read_amount(value: float | str, what: str, whole: float) -> float:
     return amount
 
 
-def _share(value: float | str, what: str) -> float:
+def read_share(value: float | str, what: str) -> float:
     """Read a number; "50%" is 0.5."""
     text = str(value).strip()
     try:
@@ -112,10 +123,9 @@ def match_layers(patterns: Iterable[str], module: fx.GraphModule) -> set[str]:
 
     Raises `SpecError` for a pattern that matches nothing, with the nearest name.
     """
-    layers = {n: type(part).__name__ for n, part in module.named_modules() if n and n != MASKS}
-    parameters = {name.rpartition(".")[0] for name, _ in module.named_parameters()} | {
-        name for name, _ in module.named_parameters()
-    }
+    layers = {n: kind_of(part) for n, part in module.named_modules() if n and n != MASKS}
+    names = {plain_name(name) for name, _ in module.named_parameters()}
+    parameters = names | {name.rpartition(".")[0] for name in names}
     matched: set[str] = set()
     for pattern in patterns:
         found = {n for n, kind in layers.items() if fnmatch.fnmatchcase(n, pattern) or kind == pattern}
@@ -161,8 +171,7 @@ def choose(
 
     Raises `TargetError` when the target cannot be reached, with the reachable minimum and what pins the rest.
     """
-    if scope not in ("global", "uniform"):
-        raise SpecError(f"unknown scope '{scope}'; known: global, uniform (per orbit: a ratio for each layer pattern)")
+    check_scope(scope)
     costs = CostModel(module, orbits)
     allowed = eligible_orbits(module, orbits, constraints)
     eligible = [orbit for orbit in allowed if orbit.name in scores]
@@ -213,15 +222,21 @@ def _by_ratio(
     return keep
 
 
-def read_ratio(value: float | str) -> float:
+def check_scope(scope: str) -> None:
+    """Raise `SpecError` unless there is such a scope."""
+    if scope not in ("global", "uniform"):
+        raise SpecError(f"unknown scope '{scope}'; known: global, uniform (or give a fraction for each layer pattern)")
+
+
+def read_ratio(value: float | str, what: str = "ratio") -> float:
     """Return a fraction removed, in [0, 1). Raises `TargetError` otherwise.
 
     >>> read_ratio("30%"), read_ratio(0.3)
     (0.3, 0.3)
     """
-    ratio = _share(value, "ratio")
+    ratio = read_share(value, what)
     if not 0 <= ratio < 1:
-        raise TargetError(f"ratio={value} is outside [0, 1); a ratio is the fraction of channels that is removed")
+        raise TargetError(f"{what}={value} is outside [0, 1); it is the fraction that is removed, as 0.3 or '30%'")
     return ratio
 
 

@@ -10,6 +10,8 @@ from passes.mask_insertion import MaskInsertion
 from passes.orbit_detection import OrbitDetection
 from passes.plan_application import PlanApplication
 from passes.shape_propagation import ShapePropagation
+from passes.weight_plan_application import WeightPlanApplication
+from passes.weight_sparsification import WeightSparsification
 
 __all__ = [
     "PASSES",
@@ -20,6 +22,8 @@ __all__ = [
     "OrbitDetection",
     "PlanApplication",
     "ShapePropagation",
+    "WeightPlanApplication",
+    "WeightSparsification",
 ]
 
 PASSES: tuple[type[Pass], ...] = (
@@ -29,5 +33,7 @@ PASSES: tuple[type[Pass], ...] = (
     ChannelSelection,
     PlanApplication,
     ChannelSurgery,
+    WeightSparsification,
+    WeightPlanApplication,
     DeadCodeElimination,
 )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from torch import fx
 
-from fxprune.errors import PlanError, UsageError
+from fxprune.errors import UsageError
 from fxprune.graph.passes import Pass
-from fxprune.plan import Plan, write_masks
+from fxprune.plan import Plan, read_plan_text, write_masks
 from fxprune.runtime.masks import has_masks
 
 __all__ = ["PlanApplication"]
@@ -32,12 +31,5 @@ class PlanApplication(Pass):
         """Write the masks."""
         if not has_masks(module):
             raise UsageError("the graph has no masks to write a plan into; run mask-insertion before plan-application")
-        write_masks(module, self.plan if isinstance(self.plan, Plan) else _read(Path(self.plan)))
+        write_masks(module, self.plan if isinstance(self.plan, Plan) else read_plan_text(self.plan))
         return True
-
-
-def _read(path: Path) -> Plan:
-    try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(f"cannot read the plan '{path}': {error.strerror}") from None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.runtime.masks import is_mask
+from fxprune.runtime.weight_masks import WeightMask, kind_of, parametrized
 
 __all__ = ["diff", "dump", "dump_around"]
 
@@ -86,14 +87,19 @@ def _target(module: fx.GraphModule, node: fx.Node) -> str:
 
 
 def _leaf(leaf: torch.nn.Module) -> str:
-    """Name a leaf by its type and, where it has a weight, the sizes that surgery changes."""
-    kind = type(leaf).__name__
+    """Name a leaf by its type and, where it has a weight, the sizes that surgery changes and the share of zeros."""
+    kind = kind_of(leaf)
     for source, target in (("in_channels", "out_channels"), ("in_features", "out_features")):
         if hasattr(leaf, source):
             groups = f", groups={leaf.groups}" if getattr(leaf, "groups", 1) != 1 else ""
-            return f"{kind}({getattr(leaf, source)}→{getattr(leaf, target)}{groups})"
+            return f"{kind}({getattr(leaf, source)}→{getattr(leaf, target)}{groups}{_sparsity(leaf)})"
     size = getattr(leaf, "num_features", getattr(leaf, "normalized_shape", None))
     return f"{kind}({size if size is not None else ''})"
+
+
+def _sparsity(leaf: torch.nn.Module) -> str:
+    masks = [part.mask for _, _, name, part in parametrized(leaf, WeightMask) if name == "weight"]
+    return f", {1 - masks[0].float().mean().item():.1%} sparse" if masks else ""
 
 
 def _argument(value: Any) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fxprune.labels.flow import TensorSlots
 from fxprune.labels.propagation import Labelling
+from fxprune.runtime.weight_masks import is_weight_mask
 
 __all__ = ["Places", "distinct"]
 
@@ -24,12 +25,15 @@ class Places:
 
     @cached_property
     def dimensions(self) -> list[tuple[TensorSlots, int, Tensor]]:
-        """All (tensor, dimension, class of each position), empty dimensions aside."""
+        """All (tensor, dimension, class of each position), but of empty dimensions and of weight masks.
+
+        A weight mask has the classes of its weight, and says nothing of its own.
+        """
         return [
             (tensor, dim, self.of_slot[start : start + size])
             for tensor in self.labelling.flow.slots.tensors
             for dim, (start, size) in enumerate(zip(tensor.starts, tensor.shape, strict=True))
-            if size
+            if size and not is_weight_mask(tensor.name)
         ]
 
     def signatures(self) -> Tensor:

@@ -24,6 +24,7 @@ from fxprune.labels.rules import FAMILIES, find_rule, operator_name
 from fxprune.runtime.masks import is_mask, mask_channels
 from fxprune.runtime.modes import by_mode
 from fxprune.runtime.opaque import OpaqueFunction
+from fxprune.runtime.weight_masks import is_weight_mask, plain_name
 
 __all__ = ["RULE_FAILED", "Labelling", "propagate_labels"]
 
@@ -255,11 +256,14 @@ class _LabelInterpreter(MetaInterpreter):
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yield every floating parameter and buffer once, under its first name; masks are none of the model's."""
+    """Yield every floating parameter, floating buffer and weight mask once, under its first name.
+
+    A parametrised weight goes by its plain name. Channel masks are none of the model's.
+    """
     for name, parameter in module.named_parameters():
-        yield name, parameter, True
+        yield plain_name(name), parameter, True
     for name, buffer in module.named_buffers():
-        if buffer.is_floating_point() and not is_mask(name):
+        if (buffer.is_floating_point() or is_weight_mask(name)) and not is_mask(name):
             yield name, buffer, False
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.labels.orbits import Orbits
 from fxprune.narrowing.kept import Kept
+from fxprune.runtime.weight_masks import plain_name
 
 __all__ = ["cut_tensors"]
 
@@ -37,13 +38,13 @@ def _cut(tensor: Tensor, rows: list[Tensor | None]) -> Tensor:
 
 
 def _owners(module: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Return the first name of every tensor → all (module, attribute) that hold it."""
+    """Return the first plain name of every tensor → all (module, attribute) that hold it."""
     first: dict[int, str] = {}
     places: dict[str, list[tuple[nn.Module, str]]] = defaultdict(list)
     for path, part in module.named_modules(remove_duplicate=True):
         for attribute, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is not None:
-                name = first.setdefault(id(tensor), f"{path}.{attribute}" if path else attribute)
+                name = first.setdefault(id(tensor), plain_name(f"{path}.{attribute}" if path else attribute))
                 places[name].append((part, attribute))
     return places
 

@@ -1,0 +1,102 @@
+"""Make weights sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from fxprune.api.results import Result, Source, rewrite
+from fxprune.graph.inputs import ExampleInputs, Inputs
+from fxprune.graph.passes import Observer, Pipeline
+from fxprune.graph.tracing import trace
+from fxprune.sparsity.layers import find_layers
+from fxprune.sparsity.masks import SparseGraph
+from fxprune.sparsity.selection import WeightCriterion
+from passes import WeightSparsification
+
+__all__ = ["sparsify"]
+
+
+def sparsify(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    sparsity: float | str | Mapping[str, float] | None = None,
+    macs: float | str | nn.Module | None = None,
+    parameters: float | str | None = None,
+    block: str | tuple[int, int] = "1x4",
+    scope: str = "global",
+    layers: Iterable[str] = ("conv1x1",),
+    exclude: Iterable[str] = (),
+    criterion: str | WeightCriterion = "magnitude",
+    max_sparsity: float | str = 1.0,
+    seed: int = 0,
+    frontend: str = "auto",
+    observers: Iterable[Observer] = (),
+) -> Result:
+    """Zero the least important weights of a trained model, single or in blocks that a kernel can skip.
+
+    The result holds its zeros as masks (`torch.nn.utils.parametrize`), which training keeps; `fxprune.finalize` bakes
+    them into the weights. A model that was pruned or made sparse before may be given.
+
+    Args:
+        model: any floating-point module; it is not changed.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments, a dict, or `Inputs`.
+        sparsity: fraction of the chosen layers' weights that becomes zero, at least ("80%", 0.8); or one for each layer
+            name, glob, type or kind, as {"conv1x1": 0.8, "classifier.*": 0.5}.
+        macs: multiply-accumulates to keep at most: a share of the dense model's ("50%", 0.5), a count (2e9), or another
+            model, whose MACs on the same inputs are the target (paper 000, §3.1).
+        parameters: parameters to keep at most, a share or a count. Exactly one of the three targets is given.
+        block: output × input channels that become zero together; "1x1" for single weights. Channels that are no
+            multiple of it leave a smaller block at the end; a layer with no room for one block stays dense, and the
+            report says so.
+        scope: "uniform" takes the same share of every layer (Eq. 1 of paper 000), "global" the least important blocks
+            of all (§A.2).
+        layers: which layers: "conv1x1", "conv", "linear" or "all", names, globs or types.
+        exclude: which of them not.
+        criterion: "magnitude" (root mean square of a block), "random", or a function (layer, weight) → importance of
+            every weight. Of equally important blocks the first of the first layer becomes zero first.
+        max_sparsity: largest fraction of any layer.
+        seed: of the random criterion.
+        frontend: "auto", "symbolic" or "export".
+        observers: called after every pass.
+
+    Raises:
+        InputError, TraceError, TargetError, SpecError: a mistake in the call; the model is unchanged.
+        VerifyError: a defect of fxprune.
+    """
+    inputs = Inputs.of(example_inputs)
+    step = WeightSparsification(
+        sparsity,
+        _macs_of(macs, inputs, frontend) if isinstance(macs, nn.Module) else macs,
+        parameters,
+        block,
+        scope,
+        tuple(layers),
+        tuple(exclude),
+        criterion,
+        max_sparsity,
+        seed,
+    )
+    result = rewrite(Source(model, inputs, frontend, _spell(step), seed), (step,), None, observers)
+    small = step.sparsifier.too_small(result.module, find_layers(result.module, {}))
+    if not small:
+        return result
+    names = ", ".join(layer.name for layer in small[:5]) + (" …" if len(small) > 5 else "")
+    note = f"{len(small)} layers have fewer channels than a block of {step.sparsifier.block} and stay dense: {names}"
+    return replace(result, notes=(note,))
+
+
+def _macs_of(model: nn.Module, inputs: Inputs, frontend: str) -> int:
+    return SparseGraph(trace(model, inputs, frontend=frontend)).whole["macs"]
+
+
+def _spell(step: WeightSparsification) -> str:
+    """Spell the pipeline for the record; a function is named, and sparsities by layer are said to be such."""
+    if callable(step.criterion):
+        step = replace(step, criterion=getattr(step.criterion, "__name__", "callable"))
+    if isinstance(step.sparsity, Mapping):
+        step = replace(step, sparsity="by-layer")
+    return str(Pipeline((step,)))

@@ -1,0 +1,1 @@
+"""Weight sparsity: which weights of which layers become zero, for a target."""

@@ -14,131 +14,37 @@ the training set, for ImageNet they are every other image of the sample.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
 from tqdm import tqdm
 
 import fxprune
+from benchmarks.cases import Case, batches, cifar_case, imagenet_case, load_source, top1
 from benchmarks.machine import describe_run, publish
+from fxprune.training import cross_entropy
 
 CRITERIA = ("l1", "l2", "fpgm", "bn-scale", "taylor", "random")
 SCOPES = ("global", "uniform")
 REMOVED = (10, 30, 50)
-BATCH = 25
-"""Images a batch: more would not fit the caches, fewer would feed a batch norm too few."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """A trained model with its images.
-
-    Attributes:
-        title: names both.
-        model: in eval mode.
-        seen: images uint8 [N, H, W, 3] and labels int64 [N] for criteria and batch-norm statistics.
-        tested: images and labels that accuracy is measured on.
-        normalize: images → the model's input.
-        note: which images these are.
-    """
-
-    title: str
-    model: nn.Module
-    seen: tuple[np.ndarray, np.ndarray]
-    tested: tuple[np.ndarray, np.ndarray]
-    normalize: Callable[[np.ndarray], Tensor]
-    note: str
-
-
-def load_source(folder: Path) -> ModuleType:
-    """Import `real_data.py` of a folder."""
-    path = folder / "real_data.py"
-    if not path.is_file():
-        raise SystemExit(f"{folder} holds no real_data.py; give --data the folder of the weights and images")
-    spec = importlib.util.spec_from_file_location("real_data", path)
-    assert spec is not None
-    assert spec.loader is not None
-    source = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(source)
-    return source
-
-
-def cifar_case(source: ModuleType, limit: int, seen: int) -> Case:
-    """ResNet-56: tested on CIFAR-10's first test images, training images for the rest."""
-    images, labels = source.cifar10("train20k")
-    test_images, test_labels = source.cifar10("test")
-    tested = test_images[:limit], test_labels[:limit]
-    note = f"{len(tested[0])} of the 10,000 test images; criteria and statistics see {seen} training images"
-    return Case(
-        "ResNet-56 on CIFAR-10",
-        source.cifar_resnet(56, pretrained=True),
-        (images[:seen], labels[:seen]),
-        tested,
-        source.normalize_cifar,
-        note,
-    )
-
-
-def imagenet_case(source: ModuleType, limit: int, seen: int) -> Case:
-    """MobileNetV2: one half of the sample is tested, the other half is for the rest."""
-    images, labels = source.imagenet_sample()
-    odd, even = slice(1, 2 * seen, 2), slice(0, 2 * limit, 2)
-    tested = images[even], labels[even]
-    note = (
-        f"{len(tested[0])} images of the {len(images)} of the sample; criteria and statistics see "
-        f"{len(labels[odd])} others (one image a class: no class is in both)"
-    )
-    return Case(
-        "MobileNetV2 on ImageNet",
-        source.imagenet_mobilenet_v2(),
-        (images[odd], labels[odd]),
-        tested,
-        source.normalize_imagenet,
-        note,
-    )
-
-
-CASES = {"resnet56": cifar_case, "mobilenet_v2": imagenet_case}
-
-
-def batches(case: Case) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (input, labels) of the images that criteria may see."""
-    images, labels = case.seen
-    for i in range(0, len(images), BATCH):
-        yield case.normalize(images[i : i + BATCH]), torch.from_numpy(labels[i : i + BATCH])
-
-
-def cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the loss that first-order Taylor differentiates."""
-    return nn.functional.cross_entropy(module(batch[0]), batch[1])
-
-
-@torch.no_grad()
-def top1(case: Case, module: nn.Module) -> float:
-    """Top-1 accuracy in percent."""
-    images, labels = case.tested
-    hits = 0
-    for i in range(0, len(images), BATCH):
-        found = module(case.normalize(images[i : i + BATCH])).argmax(1).numpy()
-        hits += int((found == labels[i : i + BATCH]).sum())
-    return 100 * hits / len(images)
+CASES: dict[str, Callable[[ModuleType, int, int], Case]] = {
+    "resnet56": lambda source, limit, seen: cifar_case(source, 56, limit, seen),
+    "mobilenet_v2": imagenet_case,
+}
 
 
 def prune(case: Case, criterion: str, scope: str, removed: int) -> fxprune.Result:
     """Remove `removed` percent of a model's MACs."""
     data: dict[str, Any] = {"batches": list(batches(case)), "loss": cross_entropy} if criterion == "taylor" else {}
-    example = case.normalize(case.tested[0][:1])
-    return fxprune.prune(case.model, example, macs=f"{100 - removed}%", criterion=criterion, scope=scope, **data)
+    return fxprune.prune(case.model, case.example, macs=f"{100 - removed}%", criterion=criterion, scope=scope, **data)
 
 
 def measure(case: Case, criterion: str, scope: str, removed: int) -> tuple[float, float]:

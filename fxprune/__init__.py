@@ -26,11 +26,13 @@ __all__ = [
     "Plan",
     "Report",
     "Result",
+    "apply_checkpoint",
     "apply_plan",
     "diff",
     "dump",
     "finalize",
     "find_orbits",
+    "learn_thresholds",
     "load",
     "print_changes",
     "prune",
@@ -38,10 +40,22 @@ __all__ = [
     "run_passes",
     "save",
     "sparsify",
+    "sparsify_gradually",
     "trace",
 ]
 
-_FACADE = {"Result", "apply_plan", "load", "prune", "run_passes", "save", "sparsify"}
+_FACADE = {
+    "Result",
+    "apply_checkpoint",
+    "apply_plan",
+    "learn_thresholds",
+    "load",
+    "prune",
+    "run_passes",
+    "save",
+    "sparsify",
+    "sparsify_gradually",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,18 @@ from __future__ import annotations
 from fxprune.api.channels import prune
 from fxprune.api.replay import apply_plan, load, run_passes, save
 from fxprune.api.results import Result
+from fxprune.api.training import apply_checkpoint, learn_thresholds, sparsify_gradually
 from fxprune.api.weights import sparsify
 
-__all__ = ["Result", "apply_plan", "load", "prune", "run_passes", "save", "sparsify"]
+__all__ = [
+    "Result",
+    "apply_checkpoint",
+    "apply_plan",
+    "learn_thresholds",
+    "load",
+    "prune",
+    "run_passes",
+    "save",
+    "sparsify",
+    "sparsify_gradually",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from fxprune.sparsity.masks import SparseGraph
 from fxprune.sparsity.selection import WeightCriterion
 from passes import WeightSparsification
 
-__all__ = ["sparsify"]
+__all__ = ["make_step", "sparsify", "spell"]
 
 
 def sparsify(
@@ -68,19 +69,21 @@ def sparsify(
         VerifyError: a defect of fxprune.
     """
     inputs = Inputs.of(example_inputs)
-    step = WeightSparsification(
-        sparsity,
-        _macs_of(macs, inputs, frontend) if isinstance(macs, nn.Module) else macs,
-        parameters,
-        block,
-        scope,
-        tuple(layers),
-        tuple(exclude),
-        criterion,
-        max_sparsity,
-        seed,
+    step = make_step(
+        inputs,
+        frontend,
+        sparsity=sparsity,
+        macs=macs,
+        parameters=parameters,
+        block=block,
+        scope=scope,
+        layers=layers,
+        exclude=exclude,
+        criterion=criterion,
+        max_sparsity=max_sparsity,
+        seed=seed,
     )
-    result = rewrite(Source(model, inputs, frontend, _spell(step), seed), (step,), None, observers)
+    result = rewrite(Source(model, inputs, frontend, spell(step), seed), (step,), None, observers)
     small = step.sparsifier.too_small(result.module, find_layers(result.module, {}))
     if not small:
         return result
@@ -89,11 +92,22 @@ def sparsify(
     return replace(result, notes=(note,))
 
 
-def _macs_of(model: nn.Module, inputs: Inputs, frontend: str) -> int:
-    return SparseGraph(trace(model, inputs, frontend=frontend)).whole["macs"]
+def make_step(
+    inputs: Inputs,
+    frontend: str,
+    *,
+    macs: float | str | nn.Module | None = None,
+    layers: Iterable[str] = ("conv1x1",),
+    exclude: Iterable[str] = (),
+    **options: Any,
+) -> WeightSparsification:
+    """Return the pass that `sparsify` runs: a model given as target is counted on `inputs`."""
+    if isinstance(macs, nn.Module):
+        macs = SparseGraph(trace(macs, inputs, frontend=frontend)).whole["macs"]
+    return WeightSparsification(macs=macs, layers=tuple(layers), exclude=tuple(exclude), **options)
 
 
-def _spell(step: WeightSparsification) -> str:
+def spell(step: WeightSparsification) -> str:
     """Spell the pipeline for the record; a function is named, and sparsities by layer are said to be such."""
     if callable(step.criterion):
         step = replace(step, criterion=getattr(step.criterion, "__name__", "callable"))

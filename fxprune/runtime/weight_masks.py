@@ -36,8 +36,8 @@ class WeightMask(nn.Module):
     >>> import torch
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> mask_weight([(layer, "weight")], torch.tensor([[True, False]]))
-    >>> float(layer.weight[0, 1]), [name for name in layer.state_dict()]
-    (0.0, ['parametrizations.weight.original', 'parametrizations.weight.0.mask'])
+    >>> layer.weight == 0, [name for name in layer.state_dict()]
+    (tensor([[False,  True]]), ['parametrizations.weight.original', 'parametrizations.weight.0.mask'])
     """
 
     mask: Tensor

@@ -1,0 +1,159 @@
+"""Make weights sparse while the model trains."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fxprune.api.results import Result, Source, rewrite
+from fxprune.api.weights import make_step, sparsify, spell
+from fxprune.checkpoint import load_checkpoint
+from fxprune.errors import PlanError, nearest
+from fxprune.graph.inputs import ExampleInputs, Inputs
+from fxprune.graph.tracing import trace
+from fxprune.plan import Plan, PlannedWeight, keep_plan, read_weight_masks
+from fxprune.sparsity.layers import choose_layers, find_layers
+from fxprune.sparsity.schedules import Schedule
+from fxprune.training.gradual import GradualSparsity
+from fxprune.training.history import History
+from fxprune.training.learned_thresholds import LearnedThresholds, attach_thresholds
+from fxprune.training.loop import train
+from fxprune.training.objectives import Loss, Measure
+from fxprune.training.options import Training
+from fxprune.training.traces import Checkpoint, Trace
+from passes import WeightPlanApplication
+
+__all__ = ["apply_checkpoint", "learn_thresholds", "sparsify_gradually"]
+
+
+def sparsify_gradually(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    batches: Iterable[Any],
+    loss: Loss,
+    training: Training,
+    *,
+    schedule: str | Schedule = "cubic",
+    start: float = 0.0,
+    end: float = 0.75,
+    interval: int = 50,
+    validation: Iterable[Any] | None = None,
+    measure: Measure | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    **target: Any,
+) -> tuple[Result, History]:
+    """Train a copy of a model while more and more of its weights become zero (Zhu & Gupta 2017).
+
+    Args:
+        model: any floating-point module; it is not changed.
+        example_inputs: as in `sparsify`.
+        batches, loss, training, validation, measure, folder: as in `fxprune.training.train`. The last weights are kept,
+            and all epochs are run, whatever `training` says of that: earlier weights are less sparse.
+        schedule: "cubic", "linear", "one-shot", or a function from the part of the way to the part of the amount.
+        start, end: the parts of the planned steps between which the masks grow; what is left trains with fixed masks.
+        interval: steps from one growth to the next.
+        target: the target and options of `sparsify`.
+
+    Returns the sparse model as `sparsify` does, and the history of the training. Raises what these two raise.
+    """
+    inputs = Inputs.of(example_inputs)
+    frontend = target.pop("frontend", "auto")
+    step = make_step(inputs, frontend, **target)
+    wanted = step.sparsifier
+    result = sparsify(
+        model, inputs, sparsity=0.0, block=step.block, layers=wanted.named, exclude=step.exclude, frontend=frontend
+    )
+    hook = GradualSparsity(result.module, wanted, schedule, start, end, interval)
+    options = replace(training, keep_best=False, tolerance=None)
+    history = train(
+        result.module, batches, loss, options, validation=validation, measure=measure, hooks=[hook], folder=folder
+    )
+    plan = replace(result.plan, weights=read_weight_masks(result.module), spec=spell(step), seed=training.seed)
+    keep_plan(result.module, plan)
+    return replace(result, plan=plan), history
+
+
+def learn_thresholds(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    batches: Iterable[Any],
+    loss: Loss,
+    training: Training,
+    *,
+    folder: str | os.PathLike[str],
+    validation: Iterable[Any],
+    measure: Measure | None = None,
+    layers: Iterable[str] = ("all",),
+    exclude: Iterable[str] = (),
+    temperature: float = 1e-3,
+    exact: bool = False,
+    frontend: str = "auto",
+    **options: Any,
+) -> Trace:
+    """Train a copy of a model and a threshold for each of its layers; keep a trace of ever sparser networks (LTP).
+
+    Azarian et al. 2020 (paper 003). `apply_checkpoint` makes a network of the trace a result to fine-tune and save.
+
+    Args:
+        model: any floating-point module; it is not changed.
+        example_inputs: as in `sparsify`.
+        batches, loss, training, validation, measure: as in `fxprune.training.train`.
+        folder: where the trace goes (`folder/trace`), and the state of the training (`folder/training`): called again,
+            a run that was killed goes on.
+        layers, exclude: which weights get thresholds, as in `sparsify`.
+        temperature: T₀ of Eq. 15.
+        exact: use Eq. 3 instead of Eq. 14 for the weights, which stalls (Fig. 1).
+        frontend: "auto", "symbolic" or "export".
+        options: of `LearnedThresholds`: regularization (λ), threshold_rate (η_τ/η), growth, target, interval.
+
+    Raises `SpecError`, `InputError`, `ArtifactError` and what tracing and training raise.
+    """
+    graph = trace(model, example_inputs, frontend=frontend)
+    chosen = choose_layers(graph, find_layers(graph, {}), layers, exclude)
+    trained = copy.deepcopy(model)
+    attach_thresholds(trained, [(layer.name, "weight") for layer in chosen], temperature, exact)
+    place = Path(folder)
+    hook = LearnedThresholds(place / "trace", **options)
+    always = replace(training, keep_best=False, tolerance=None)
+    train(
+        trained,
+        batches,
+        loss,
+        always,
+        validation=validation,
+        measure=measure,
+        hooks=[hook],
+        folder=place / "training",
+    )
+    return Trace.read(place / "trace")
+
+
+def apply_checkpoint(
+    model: nn.Module, example_inputs: ExampleInputs, checkpoint: Checkpoint, *, frontend: str = "auto"
+) -> Result:
+    """Make a network of a trace a result: its weights, and masks where its thresholds pruned.
+
+    Args:
+        model: the architecture that the thresholds were learned on, with any weights; it is not changed.
+        example_inputs: as in `sparsify`.
+        checkpoint: of a trace, as `trace.at(sparsity=0.8)`.
+        frontend: "auto", "symbolic" or "export".
+
+    Raises `InputError` or `PlanError` when the checkpoint is of another model.
+    """
+    inputs, masks = Inputs.of(example_inputs), checkpoint.masks()
+    loaded = copy.deepcopy(model)
+    load_checkpoint(loaded, checkpoint.path)
+    layers = {layer.parameter: layer for layer in find_layers(trace(loaded, inputs, frontend=frontend), {})}
+    for name in masks:
+        if name not in layers:
+            raise PlanError(f"the checkpoint is of another model: it has a mask for '{name}'; {nearest(name, layers)}")
+    weights = tuple(PlannedWeight.of(layers[name], mask) for name, mask in masks.items())
+    source = Source(loaded, inputs, frontend, "learned-thresholds", 0)
+    return rewrite(source, (WeightPlanApplication(Plan((), weights)),), None, ())

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,8 +108,15 @@ def training_data(source: ModuleType) -> tuple[DataLoader[Any], DataLoader[Any]]
 
 def options(setting: Setting, epochs: int, **more: Any) -> Training:
     """Return how the CIFAR networks are trained."""
-    usual = {"nesterov": True, "seed": setting.seed, "mixed_precision": setting.mixed_precision, "tolerance": None}
-    return Training(epochs, setting.learning_rate, **usual | more)
+    usual = Training(
+        epochs,
+        setting.learning_rate,
+        nesterov=True,
+        seed=setting.seed,
+        mixed_precision=setting.mixed_precision,
+        tolerance=None,
+    )
+    return replace(usual, **more)
 
 
 def networks(name: str, case: Case, method: str, setting: Setting) -> Iterator[tuple[int, fxprune.Result]]:
@@ -119,7 +126,7 @@ def networks(name: str, case: Case, method: str, setting: Setting) -> Iterator[t
             share = level / 100
             yield (
                 level,
-                fxprune.sparsify(case.model, case.example, sparsity=share, layers=LAYERS[name], **METHODS[method]),  # type: ignore[arg-type]
+                fxprune.sparsify(case.model, case.example, sparsity=share, layers=LAYERS[name], **METHODS[method]),
             )
         return
     seen, held = training_data(setting.source)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,14 @@ class PlannedWeight:
 
     @staticmethod
     def of(layer: SparseLayer, mask: Tensor) -> PlannedWeight:
-        """Describe a layer's mask."""
+        """Describe a layer's mask: in blocks of 1×4 where it consists of those, else in single weights."""
         shape, dims = tuple(mask.shape), (layer.output_dim, layer.input_dim)
-        for block in _USUAL:
-            kept = Tiling(shape, *dims, block).whole(mask.cpu())
-            if kept is not None:
-                break
-        assert kept is not None, "single weights always fit"
-        packed = zlib.compress(np.packbits(kept.numpy()).tobytes(), 9)
+        block = Block(1, 4)
+        kept = Tiling(shape, *dims, block).whole(mask.cpu())
+        if kept is None:
+            block = Block(1, 1)
+            kept = mask.cpu().flatten()
+        packed = zlib.compress(np.packbits(kept.numpy()).tobytes(), 1)
         return PlannedWeight(layer.name, shape, dims, str(block), base64.b64encode(packed).decode("ascii"))
 
     def mask(self) -> Tensor:
@@ -182,6 +182,11 @@ def places_of(orbit: Orbit) -> tuple[str, ...]:
     return tuple(f"{m.parameter}[{m.dimension}]" for m in orbit.members)
 
 
+def _signature(places: Iterable[str]) -> frozenset[str]:
+    """Return what tells orbits apart: parametrised tensors come in another order than plain ones."""
+    return frozenset(places)
+
+
 def read_plan(module: fx.GraphModule, orbits: Orbits | None = None, **how: Any) -> Plan:
     """Read the plan that the masks of a masked graph hold; `how` are the other fields of `Plan`."""
     orbits = find_orbits(module) if orbits is None else orbits
@@ -200,9 +205,9 @@ def write_masks(module: fx.GraphModule, plan: Plan) -> None:
             f"the plan is for attention={plan.attention}, the graph is masked for attention={attention_of(module)}; "
             f"insert masks with mask-insertion{{attention={plan.attention}}}"
         )
-    masked = {places_of(orbit): orbit for orbit in find_orbits(module) if orbit.mask is not None}
+    masked = {_signature(places_of(orbit)): orbit for orbit in find_orbits(module) if orbit.mask is not None}
     for row in plan.orbits:
-        orbit = masked.pop(row.places, None)
+        orbit = masked.pop(_signature(row.places), None)
         if orbit is None or orbit.width != row.width:
             found = "no such orbit" if orbit is None else f"width {orbit.width}"
             raise PlanError(
@@ -218,12 +223,8 @@ def write_masks(module: fx.GraphModule, plan: Plan) -> None:
         raise PlanError(f"the plan is for another model: it says nothing of {left.name} ({', '.join(left.layers)})")
 
 
-_USUAL = (Block(1, 16), Block(4, 4), Block(1, 8), Block(2, 4), Block(1, 4), Block(1, 1))
-"""Blocks in which masks are written down, the largest that fits a mask first."""
-
-
 def read_weight_masks(module: fx.GraphModule) -> tuple[PlannedWeight, ...]:
-    """Describe the weight masks of a graph, in the largest of the usual blocks that they wholly consist of."""
+    """Describe the weight masks of a graph."""
     layers = [(layer, mask_of(layer)) for layer in find_layers(module, {})]
     return tuple(PlannedWeight.of(layer, mask) for layer, mask in layers if mask is not None)
 
@@ -237,13 +238,13 @@ def write_weight_masks(module: fx.GraphModule, plan: Plan) -> bool:
     masks = {}
     for row in plan.weights:
         layer = layers.get(row.layer)
-        if layer is None or tuple(layer.weight.shape) != row.shape:
-            found = "no such layer" if layer is None else f"shape {tuple(layer.weight.shape)}"
+        if layer is None or tuple(layer.shape) != row.shape:
+            found = "no such layer" if layer is None else f"shape {tuple(layer.shape)}"
             raise PlanError(
                 f"the plan is for another model: it has a mask of shape {row.shape} for '{row.layer}', this model has "
                 f"{found} there; build the model as it was when the plan was made, and cut its channels first"
             )
-        masks[row.layer] = row.mask().to(layer.weight.device)
+        masks[row.layer] = row.mask()
     return mask_layers(layers.values(), masks)
 
 

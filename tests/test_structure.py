@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"errors"},
-    {"runtime", "console"},
+    {"runtime", "console", "callables"},
     {"graph"},
     {"labels"},
     {"narrowing", "cost", "budget"},
@@ -26,7 +26,8 @@ LAYERS = (
     {"plan", "training"},
     {"report"},
     {"survey"},
-    {"artifacts", "latency", "zoo"},
+    {"insights", "artifacts", "latency", "zoo"},
+    {"plots"},
     {"passes"},
     {"api"},
     {"cli"},

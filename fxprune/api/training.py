@@ -53,11 +53,17 @@ def sparsify_gradually(
     Args:
         model: any floating-point module; it is not changed.
         example_inputs: as in `sparsify`.
-        batches, loss, training, validation, measure, folder: as in `fxprune.training.train`. The last weights are kept,
-            and all epochs are run, whatever `training` says of that: earlier weights are less sparse.
+        batches: training data, as in `fxprune.training.train`.
+        loss: (module, batch) → scalar, likewise.
+        training: how to train. The last weights are kept and all epochs are run, whatever it says of that: earlier
+            weights are less sparse.
         schedule: "cubic", "linear", "one-shot", or a function from the part of the way to the part of the amount.
-        start, end: the parts of the planned steps between which the masks grow; what is left trains with fixed masks.
+        start: the part of the planned steps at which the masks begin to grow.
+        end: that at which they are full; what is left trains with fixed masks.
         interval: steps from one growth to the next.
+        validation: data to measure on after every epoch.
+        measure: what to measure.
+        folder: makes the run resumable.
         target: the target and options of `sparsify`.
 
     Returns the sparse model as `sparsify` does, and the history of the training. Raises what these two raise.
@@ -103,10 +109,15 @@ def learn_thresholds(
     Args:
         model: any floating-point module; it is not changed.
         example_inputs: as in `sparsify`.
-        batches, loss, training, validation, measure: as in `fxprune.training.train`.
+        batches: training data, as in `fxprune.training.train`.
+        loss: (module, batch) → scalar, likewise.
+        training: how to train; all epochs are run unless the target is reached.
         folder: where the trace goes (`folder/trace`), and the state of the training (`folder/training`): called again,
             a run that was killed goes on.
-        layers, exclude: which weights get thresholds, as in `sparsify`.
+        validation: data that every network of the trace is measured on.
+        measure: what to measure; the loss by default.
+        layers: which weights get thresholds, as in `sparsify`.
+        exclude: which of them not.
         temperature: T₀ of Eq. 15.
         exact: use Eq. 3 instead of Eq. 14 for the weights, which stalls (Fig. 1).
         frontend: "auto", "symbolic" or "export".

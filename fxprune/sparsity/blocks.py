@@ -51,7 +51,7 @@ class Tiling:
     """A weight cut into blocks along its output and input channels, each kernel tap by itself.
 
     Where the channels are no multiple of the block, the last blocks are smaller. Blocks are numbered output row by
-    output row, then tap by tap, then along the input channels.
+    output row, then tap by tap, then along the input channels; single weights as they lie in the weight.
 
     Attributes:
         shape: of the weight.
@@ -88,23 +88,24 @@ class Tiling:
             weight: floating, in `shape`.
         """
         if self.block.is_single:
-            return self._arrange(weight).float().abs().flatten()
+            return weight.float().abs().flatten()
         sizes = self.sizes()
         return (self._sum(weight.float().square()).flatten() / sizes).sqrt()
 
     def expand(self, blocks: Tensor) -> Tensor:
         """Return bool in `shape`: every weight as its block in bool [blocks]."""
+        if self.block.is_single:
+            return blocks.view(self.shape)
         rows, taps, columns = self._arranged_shape()
         high, wide = -(-rows // self.block.rows), -(-columns // self.block.columns)
         tiles = blocks.view(high, taps, wide)
-        if not self.block.is_single:
-            tiles = tiles.repeat_interleave(self.block.rows, 0)[:rows]
-            tiles = tiles.repeat_interleave(self.block.columns, 2)[:, :, :columns]
+        tiles = tiles.repeat_interleave(self.block.rows, 0)[:rows]
+        tiles = tiles.repeat_interleave(self.block.columns, 2)[:, :, :columns]
         return self._restore(tiles)
 
     def whole(self, mask: Tensor) -> Tensor | None:
         """Return bool [blocks] if every block of a mask is kept or zeroed as a whole, else None."""
-        kept = self._sum(mask.float()).flatten() > 0
+        kept = self._tiles(mask).any(4).any(1).flatten()
         return kept if torch.equal(self.expand(kept), mask) else None
 
     def _arranged_shape(self) -> tuple[int, int, int]:
@@ -124,14 +125,17 @@ class Tiling:
 
     def _sum(self, values: Tensor) -> Tensor:
         """Return the sum over every block, [block rows, taps, block columns]."""
+        return self._tiles(values).sum((1, 4))
+
+    def _tiles(self, values: Tensor) -> Tensor:
+        """Return values as [block rows, rows of one, taps, block columns, columns of one], with zeros at the ends."""
         arranged = self._arrange(values)
         down, across = -arranged.shape[0] % self.block.rows, -arranged.shape[2] % self.block.columns
         padded = nn.functional.pad(arranged, (0, across, 0, 0, 0, down))
-        tiles = padded.view(
+        return padded.view(
             padded.shape[0] // self.block.rows,
             self.block.rows,
             padded.shape[1],
             padded.shape[2] // self.block.columns,
             self.block.columns,
         )
-        return tiles.sum((1, 4))

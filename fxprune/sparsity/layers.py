@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
@@ -25,6 +27,7 @@ class SparseLayer:
         name: path of the first layer that reads it.
         owners: every (path, module) that holds it as `weight`, readers first.
         nodes: the calls of those layers.
+        shape: of the weight.
         output_dim, input_dim: which dimensions of the weight are contracted to, and over.
         uses: multiply-accumulates of one weight, in all calls together.
     """
@@ -32,6 +35,7 @@ class SparseLayer:
     name: str
     owners: tuple[tuple[str, nn.Module], ...]
     nodes: tuple[str, ...]
+    shape: torch.Size
     output_dim: int
     input_dim: int
     uses: int
@@ -43,17 +47,22 @@ class SparseLayer:
         return weight.detach()
 
     @property
+    def device(self) -> torch.device:
+        """Where the weight is."""
+        return next(self.owners[0][1].parameters()).device
+
+    @property
     def parameter(self) -> str:
         """Plain name of the weight."""
         return f"{self.name}.weight"
 
     def is_kind(self, kind: str) -> bool:
         """Whether the layer is of one of the `KINDS`."""
-        linear = self.weight.dim() == 2
+        linear = len(self.shape) == 2
         return {
             "linear": linear,
             "conv": not linear,
-            "conv1x1": not linear and set(self.weight.shape[2:]) == {1},
+            "conv1x1": not linear and set(self.shape[2:]) == {1},
             "all": True,
         }[kind]
 
@@ -87,17 +96,18 @@ def _layer(
     held = {id(part) for part in readers.values()}
     owners = (*readers.items(), *((path, part) for path, part in holders if id(part) not in held))
     dims = (1, 0) if isinstance(leaf, _ConvTransposeNd) else (0, 1)
-    weight: Tensor = leaf.weight  # type: ignore[assignment]
-    uses = sum(macs.get(node.name, 0) for node in nodes) // max(weight.numel(), 1)
-    return SparseLayer(next(iter(readers)), owners, tuple(node.name for node in nodes), *dims, uses)
+    shape = _original(leaf).shape
+    uses = sum(macs.get(node.name, 0) for node in nodes) // max(shape.numel(), 1)
+    return SparseLayer(next(iter(readers)), owners, tuple(node.name for node in nodes), shape, *dims, uses)
 
 
-def _original(part: nn.Module) -> object:
-    """Return what identifies a weight: the parameter itself, whatever is computed from it."""
-    if parametrize.is_parametrized(part, "weight"):
-        held = part.parametrizations.weight  # type: ignore[union-attr]
-        return getattr(held, "original", held)
-    return part.weight
+def _original(part: nn.Module) -> Tensor:
+    """Return the tensor in the shape of a weight that it is computed from, or that it is; tied weights have one."""
+    if not parametrize.is_parametrized(part, "weight"):
+        return part._parameters["weight"]  # type: ignore[return-value]
+    held: Any = part.parametrizations
+    # Weight norm keeps a magnitude and a direction, which is in the weight's shape and comes last.
+    return list(held.weight.parameters(recurse=False))[-1]
 
 
 def _holders(module: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:

@@ -54,7 +54,7 @@ def mask_layers(layers: Iterable[SparseLayer], masks: Mapping[str, Tensor]) -> b
     changed = False
     for layer in layers:
         if layer.name in masks:
-            before, mask = mask_of(layer), masks[layer.name]
+            before, mask = mask_of(layer), masks[layer.name].to(layer.device)
             changed |= not bool(mask.all()) if before is None else bool((before & ~mask).any())
             mask_weight([(owner, "weight") for _, owner in layer.owners], mask)
     return changed

@@ -15,8 +15,9 @@ from torch import Tensor
 
 __all__ = ["Ranked", "take_least"]
 
+_KEY_BITS = 31
 _LEVELS = ((20, 11), (10, 10), (0, 10))
-"""(shift, bits) of each refinement of the 31 bits of a score."""
+"""(shift, bits) of each refinement of the bits of a score."""
 
 _SLACK = 1e-9
 """Relative room for rounding in sums of costs."""
@@ -40,11 +41,11 @@ class Ranked:
     limit: float
 
     def keys(self) -> Tensor:
-        """Return int32 [blocks] that order as the scores do."""
-        # Adding zero makes −0 a 0, whose bits are those of the least score.
-        return (self.scores() + 0.0).view(torch.int32)
+        """Return int32 [blocks] that order as the scores do, the caller's own."""
+        # The absolute value makes −0 a 0, whose bits are those of the least score.
+        return self.scores().abs().view(torch.int32)
 
-    def histogram(self, bins: Tensor, chosen: Tensor, count: int) -> Tensor:
+    def histogram(self, bins: Tensor, chosen: Tensor | slice, count: int) -> Tensor:
         """Return the cost of the chosen blocks by bin, float64 [count]."""
         if isinstance(self.costs, Tensor):
             return torch.bincount(bins, self.costs[chosen], minlength=count)
@@ -73,9 +74,11 @@ def take_least(layers: Sequence[Ranked], amount: float) -> list[Tensor]:
 
 def _refine(layer: Ranked, prefix: int, shift: int, bits: int) -> Tensor:
     """Return the costs of the blocks whose bits above these are `prefix`, by these `bits`."""
-    keys = layer.keys() >> shift
-    chosen = (keys >> bits) == prefix
-    return layer.histogram(keys[chosen] & ((1 << bits) - 1), chosen, 1 << bits)
+    keys = layer.keys()
+    if shift + bits == _KEY_BITS:
+        return layer.histogram(keys.bitwise_right_shift_(shift), slice(None), 1 << bits)
+    chosen = (keys >> (shift + bits)) == prefix
+    return layer.histogram((keys[chosen] >> shift) & ((1 << bits) - 1), chosen, 1 << bits)
 
 
 def _take(layers: Sequence[Ranked], key: int, below: Tensor, limits: Tensor, amount: float) -> list[Tensor]:

@@ -16,7 +16,7 @@ SCHEDULES: dict[str, Schedule] = {
     "cubic": lambda way: 1 - (1 - way) ** 3,
     "linear": lambda way: way,
 }
-"""By name: all at once; the cubic schedule of Zhu & Gupta 2017, s_f + (s_i − s_f)(1 − t)³, from no sparsity; steadily."""
+"""By name: all at once; from no sparsity by the cubic of Zhu & Gupta 2017, s_f + (s_i − s_f)(1 − t)³; steadily."""
 
 
 def find_schedule(schedule: str | Schedule) -> Schedule:

@@ -128,13 +128,13 @@ class Sparsifier:
         taken = chosen.take(fraction)
         masks = {}
         for layer, blocks in zip(chosen.layers, taken, strict=True):
-            mask, before = self.tiling(layer).expand(~blocks).to(layer.weight.device), mask_of(layer)
-            masks[layer.name] = mask if before is None else mask & before
+            mask, before = self.tiling(layer).expand(~blocks), mask_of(layer)
+            masks[layer.name] = mask if before is None else mask & before.cpu()
         return masks
 
     def tiling(self, layer: SparseLayer) -> Tiling:
         """Return a layer's weight in blocks."""
-        return Tiling(tuple(layer.weight.shape), layer.output_dim, layer.input_dim, self.block)
+        return Tiling(tuple(layer.shape), layer.output_dim, layer.input_dim, self.block)
 
     def importance(self, layer: SparseLayer) -> Tensor:
         """Return the importance of every weight, in the weight's shape; what is masked has none."""
@@ -189,7 +189,7 @@ class _Chosen:
 
     def _rank(self, layer: SparseLayer) -> Ranked:
         options, tiling, cost = self.options, self.options.tiling(layer), self._cost(layer)
-        sizes, total = tiling.sizes(), float(layer.weight.numel() * cost)
+        sizes, total = tiling.sizes(), float(layer.shape.numel() * cost)
         costs = sizes.double() * cost if isinstance(sizes, Tensor) else float(sizes * cost)
         return Ranked(lambda: tiling.norms(options.importance(layer)).cpu(), costs, total, options.largest * total)
 

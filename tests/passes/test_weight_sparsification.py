@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 
 import fxprune
 from fxprune.errors import SpecError, TargetError
@@ -13,8 +14,9 @@ from tests.passes.nets import Residual, traced
 
 
 def test_golden(golden: Callable[[str, str], None]) -> None:
+    torch.manual_seed(0)
     module = traced(Residual())
-    sparse = Pipeline((WeightSparsification(sparsity=0.5, layers=("all",)),))(module).graph_module
+    sparse = Pipeline((WeightSparsification(sparsity=0.5, layers=("all",), scope="uniform"),))(module).graph_module
     golden("weight_sparsification_residual", fxprune.diff(module, sparse))
 
 

@@ -1,0 +1,31 @@
+"""What training minimises and what validation measures; ready-made ones for (inputs, labels) batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Loss", "Measure", "classification", "cross_entropy"]
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""(module, batch) → the scalar to minimise, a mean over the batch."""
+
+Measure = Callable[[nn.Module, Any], Mapping[str, Tensor]]
+"""(module, batch) → by name a value per sample, [samples], or a scalar, their mean over the batch."""
+
+
+def cross_entropy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the mean cross-entropy of logits [samples, classes, …] and labels, int64 [samples, …]."""
+    inputs, labels = batch
+    return functional.cross_entropy(module(inputs), labels)
+
+
+def classification(module: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Return the cross-entropy ("loss") and the top-1 hit, 0 or 1 ("accuracy"), of every label."""
+    inputs, labels = batch
+    logits = module(inputs)
+    hits = logits.argmax(dim=1) == labels
+    return {"loss": functional.cross_entropy(logits, labels, reduction="none"), "accuracy": hits.float()}

@@ -10,6 +10,7 @@ from fxprune.graph.dump import diff, dump
 from fxprune.graph.inputs import Inputs
 from fxprune.graph.passes import Pipeline, print_changes
 from fxprune.graph.tracing import trace
+from fxprune.insights.sensitivity import Sensitivity, sensitivity
 from fxprune.labels.detection import find_orbits
 from fxprune.labels.orbits import Orbit, Orbits
 from fxprune.plan import Plan
@@ -26,6 +27,7 @@ __all__ = [
     "Plan",
     "Report",
     "Result",
+    "Sensitivity",
     "apply_checkpoint",
     "apply_plan",
     "diff",
@@ -39,6 +41,7 @@ __all__ = [
     "recalibrate_batchnorm",
     "run_passes",
     "save",
+    "sensitivity",
     "sparsify",
     "sparsify_gradually",
     "trace",

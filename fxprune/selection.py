@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,15 +128,21 @@ def match_layers(patterns: Iterable[str], module: fx.GraphModule) -> set[str]:
     parameters = names | {name.rpartition(".")[0] for name in names}
     matched: set[str] = set()
     for pattern in patterns:
-        found = {n for n, kind in layers.items() if fnmatch.fnmatchcase(n, pattern) or kind == pattern}
-        found |= {n for n in parameters if n and fnmatch.fnmatchcase(n, pattern)}
-        found |= {n for n in (*layers, *parameters) if n.startswith(f"{pattern}.")}
+        found = {n for n, kind in layers.items() if kind == pattern}
+        found |= {n for n in (*layers, *parameters) if any(fnmatch.fnmatchcase(p, pattern) for p in _paths(n))}
         if not found:
             raise SpecError(
                 f"no layer matches '{pattern}'; {nearest(pattern, [*layers, *sorted(set(layers.values()))])}"
             )
         matched |= found
     return matched
+
+
+def _paths(name: str) -> Iterator[str]:
+    """Yield a path and those of everything that holds it."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
 
 
 def eligible_orbits(module: fx.GraphModule, orbits: Orbits, constraints: Constraints) -> list[Orbit]:

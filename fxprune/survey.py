@@ -131,7 +131,7 @@ def _emptied(side: _Side) -> list[str]:
     """Say which layers have no weight left."""
     empty = [node for node, weights in side.masked.items() if not weights.count]
     names = ", ".join(empty[:5]) + (" …" if len(empty) > 5 else "")
-    return [f"{len(empty)} layers have no weight left, and give the same for every input: {names}"] if empty else []
+    return [f"layers with no weight left give the same for every input: {names}"] if empty else []
 
 
 class _Rows:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from fxprune.callables import import_callable
 from fxprune.checkpoint import load_checkpoint
 from fxprune.errors import InputError, nearest
 from fxprune.graph.inputs import Inputs
@@ -236,15 +234,10 @@ def _downloading(name: str) -> Iterator[None]:
         raise InputError(f"'{name}' could not be built or its weights downloaded: {lines[0]}") from error
 
 
-def _from_file(name: str, source: ModelSource) -> _Built:
-    path = Path(source.name.rpartition(":")[0])
+def _from_file(_: str, source: ModelSource) -> _Built:
     if source.weights is not None:
         raise InputError(f"--weights is for torchvision and timm; give '{source.name}' a --checkpoint FILE")
-    module = _import_file(path)
-    build = getattr(module, name, None)
-    if not callable(build):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise InputError(f"'{path}' has no callable '{name}'; {nearest(name, known)}")
+    build = import_callable(source.name)
     try:
         made = build()
     except Exception as error:
@@ -258,25 +251,6 @@ def _from_file(name: str, source: ModelSource) -> _Built:
     raise InputError(
         f"'{source.name}' returned {type(made).__name__}; return a torch.nn.Module or a pair (module, example inputs)"
     )
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InputError(f"there is no file '{path}'; a model of your own is path/to/file.py:callable")
-    spec = importlib.util.spec_from_file_location(f"fxprune_user_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # As for a script: dataclasses and pickles look their module up, and the file may import its neighbours.
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise InputError(f"'{path}' could not be imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    return module
 
 
 _LIBRARIES: Mapping[str, Callable[[str, ModelSource], _Built]] = {

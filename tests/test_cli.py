@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 import fxprune
 from fxprune import api, artifacts
 from fxprune.cli import commands
+from fxprune.cli import sensitivity as sensitivity_command
 from fxprune.console import Progress
 from fxprune.errors import VerifyError
 from fxprune.labels.operators import NOTES
 from fxprune.labels.rules import FAMILIES, RULES
+from fxprune.runtime.weight_masks import masked_weights
 from fxprune.zoo import ModelSource, build_model
 from passes import PASSES
 
@@ -60,6 +62,30 @@ class Heads(nn.Module):
 
 def heads():
     return Heads(), torch.zeros(2, 5, 6)
+
+def narrow():
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Conv2d(16, 4, 1)]
+    return nn.Sequential(*layers), torch.ones(1, 3, 6, 6)
+
+def narrower():
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)), torch.zeros(1, 3, 9, 9)
+
+def total(module):
+    return module(torch.ones(1, 3, 6, 6)).sum()
+
+def undefined(module):
+    return float("nan")
+
+values = iter([1.0])
+
+def second(module):
+    return next(values, float("nan"))
+
+def failing(module):
+    raise KeyError("images")
+
+not_callable = 3
 
 def normed():
     return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 2)), torch.zeros(1, 6)
@@ -103,7 +129,10 @@ def _mistake(*arguments: object) -> str:
 
 def test_without_a_command_the_help_is_shown() -> None:
     text = _done()
-    assert all(name in text for name in ("inspect", "prune", "show", "diff", "passes", "operators", "run"))
+    assert all(
+        name in text
+        for name in ("inspect", "prune", "sparsify", "sensitivity", "show", "diff", "passes", "operators", "run")
+    )
 
 
 def test_inspect_shows_orbits_widths_and_what_pins() -> None:
@@ -232,6 +261,126 @@ def test_the_seed_makes_runs_equal(tmp_path: Path) -> None:
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+def test_sparsify_writes_a_folder_that_loads(models: str, out: Path) -> None:
+    text = _done("sparsify", f"{models}:narrow", "--macs", "60%", "--out", out)
+    assert "sparsity" in text
+    assert "1 layers have fewer channels than a block of 1x4 and stay dense: 0" in text
+    assert "Note: weights as the callable made them" in text
+    assert f"Saved {out}: graph.diff, inputs.json, model.safetensors, plan.json, report.json" in text
+    loaded = fxprune.load(out, build_model(ModelSource(f"{models}:narrow")).model)
+    before, after = artifacts.read_report(out).macs
+    assert 0.5 * before < after <= 0.6 * before
+    assert sorted(masked_weights(loaded.module)) == ["2.weight", "4.weight"]
+    assert int(load_file(out / "model.safetensors")["2.weight"].count_nonzero()) < 8 * 16
+
+
+def test_show_of_a_sparse_model_shows_its_sparsity(models: str, out: Path) -> None:
+    _done("sparsify", f"{models}:narrow", "--sparsity", "2=75%", "--out", out)
+    lines = [line.split() for line in _done("show", out).splitlines()]
+    assert next(line for line in lines if line[:2] == ["2", "Conv2d"])[-3:] == ["0.0%", "→", "75.0%"]
+    assert _facts("show", out)["report"]["layers"][1]["sparsity"] == [0.0, 0.75]
+    assert "Conv2d(8→16, 75.0% sparse)" in _done("diff", out)
+
+
+def test_sparsify_for_machines(models: str, out: Path) -> None:
+    facts = _facts("sparsify", f"{models}:narrow", "--parameters", "50%", "--block", "1x1", "--out", out)
+    assert facts["out"] == str(out)
+    assert facts["spec"] == "weight-sparsification{parameters=50%,block=1x1}"
+    assert facts["report"]["parameters"][1] <= facts["report"]["parameters"][0] / 2
+
+
+def test_sparsify_obeys_every_option(models: str, out: Path) -> None:
+    options = ["--sparsity", "50%", "--block", "2x4", "--scope", "uniform", "--layers", "conv", "--layers", "linear"]
+    options += ["--exclude", "4", "--criterion", "random", "--max-sparsity", "90%", "--seed", "5"]
+    _done("sparsify", f"{models}:narrow", *options[:6], "--layers", "conv", *options[10:], "--out", out)
+    plan = artifacts.read_plan_file(out)
+    assert (plan.seed, [(row.layer, float(row.mask().float().mean())) for row in plan.weights]) == (5, [("2", 0.5)])
+    for option in ("block=2x4", "scope=uniform", "layers=conv", "exclude=4", "criterion=random", "max_sparsity=90%"):
+        assert option in plan.spec
+    assert "no convolution or linear layer matches 'linear'" in _mistake(
+        "sparsify", f"{models}:narrow", *options, "--out", out.parent / "other"
+    )
+
+
+def test_sparsities_by_layer(models: str, out: Path) -> None:
+    arguments = ("--sparsity", "2=50%", "--sparsity", "4=0.75", "--block", "1x1")
+    _done("sparsify", f"{models}:narrow", *arguments, "--out", out)
+    kept = {row.layer: float(row.mask().float().mean()) for row in artifacts.read_plan_file(out).weights}
+    assert kept == {"2": 0.5, "4": 0.25}
+
+
+def test_sparsify_to_the_macs_of_another_model(models: str, out: Path) -> None:
+    arguments = ("--macs-of", f"{models}:narrower", "--block", "1x1")
+    facts = _facts("sparsify", f"{models}:narrow", *arguments, "--out", out)
+    assert facts["report"]["macs"] == [36 * (3 * 8 + 8 * 16 + 16 * 4), 36 * (3 * 8 + 8 * 4)]
+
+
+def test_sparsify_exports_and_prints_changes(models: str, out: Path) -> None:
+    pytest.importorskip("onnxscript")
+    arguments = ("--sparsity", "2=50%", "--out", out, "--pt2", "--onnx", "--print-changes", "--json")
+    result = _call("sparsify", f"{models}:narrow", *arguments)
+    assert json.loads(result.stdout)["out"] == str(out)
+    assert "Conv2d(8→16, 50.0% sparse)" in result.stderr
+    assert (out / "model.pt2").is_file()
+    assert (out / "model.onnx").is_file()
+
+
+def test_sparsify_plots_on_request(models: str, out: Path) -> None:
+    pytest.importorskip("matplotlib")
+    folder = out.parent / "plots" / "sparse"
+    text = _done("sparsify", f"{models}:narrow", "--sparsity", "50%", "--out", out, "--plots", folder)
+    assert f"Plotted {folder}: macs.png, sparsity.png" in text
+    assert sorted(path.name for path in folder.iterdir()) == ["macs.png", "sparsity.png"]
+
+
+def test_plots_without_matplotlib_are_refused_before_the_work(
+    models: str, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(api, "sparsify", pytest.fail)
+    arguments = ("sparsify", f"{models}:narrow", "--sparsity", "50%", "--out", out, "--plots", out.parent / "plots")
+    assert "pip install 'fxprune[plots]'" in _mistake(*arguments)
+    assert not out.exists()
+
+
+def test_sensitivity_shows_what_single_layers_cost(models: str) -> None:
+    text = _done("sensitivity", f"{models}:narrow", "--metric", f"{models}:total")
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0] == ["layer", "role", "sparsity", "total", "drop"]
+    assert [line[:3] for line in lines[2:5]] == [
+        ["0", "expansion", "95.8%"],
+        ["2", "expansion", "95.3%"],
+        ["4", "bottleneck", "95.3%"],
+    ]
+    assert "Note: weights as the callable made them" in text
+
+
+def test_sensitivity_for_machines_in_files_and_plotted(models: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    options = ("--sparsity", "50%", "--block", "1x4", "--layers", "conv", "--exclude", "4", "--criterion", "random")
+    files = ("--plot", tmp_path / "plot.svg", "--out", tmp_path / "found.json")
+    text = _done("sensitivity", f"{models}:narrow", *options, *files, "--json")
+    assert (tmp_path / "found.json").read_text() == text
+    assert (tmp_path / "plot.svg").stat().st_size > 0
+    found = fxprune.Sensitivity.from_json(text)
+    assert (found.metric, found.baseline, found.sparsity, found.block) == ("minus output error", 0.0, 0.5, "1x4")
+    assert [(row.layer, row.sparsity) for row in found.layers] == [("2", 0.5)]
+    assert [skip.layer for skip in found.skipped] == ["0"]
+
+
+def test_progress_of_sensitivity_names_layers(models: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[tuple[str, ...]] = []
+
+    class Recorded(Progress):
+        def __init__(self, names: tuple[str, ...], *, quiet: bool) -> None:
+            stages.append(names)
+            super().__init__(names, quiet=quiet)
+
+    monkeypatch.setattr(sensitivity_command, "Progress", Recorded)
+    _done("sensitivity", f"{models}:narrow")
+    assert stages == [("build",), ("0", "2", "4")]
+
+
 def test_show_and_diff_tell_of_a_saved_model(models: str, out: Path) -> None:
     _done("prune", f"{models}:net", "--macs", "50%", "--out", out)
     text = _done("show", out)
@@ -350,6 +499,46 @@ BAD_INPUT = [
     (["run", "--passes", "mask-insertion{x=1}", "{models}:net"], "no option 'x'"),
     (["run", "{models}:net"], "Missing option '--passes'"),
 ]
+
+SPARSE_BAD_INPUT = [
+    (["--sparsity", "50%", "--out"], "requires an argument"),
+    ([], "exactly one target"),
+    (["--macs", "50%", "--parameters", "50%"], "exactly one target"),
+    (["--macs", "1", "--macs-of", "x"], "exactly one target: --macs"),
+    (["--macs-of", "resnet18"], "did you mean 'torchvision:resnet18'"),
+    (["--macs", "1%"], "the minimum is"),
+    (["--sparsity", "120%"], "is outside [0, 1)"),
+    (["--sparsity", "x"], "cannot read sparsity='x'"),
+    (["--sparsity", "5%", "--sparsity", "6%"], "several --sparsity need a layer each"),
+    (["--sparsity", "2=5%", "--layers", "2"], "not both"),
+    (["--sparsity", "50%", "--block", "4"], "cannot read the block '4'"),
+    (["--sparsity", "50%", "--layers", "7"], "no layer matches '7'"),
+    (["--sparsity", "50%", "--scope", "all"], "unknown scope 'all'"),
+    (["--sparsity", "50%", "--criterion", "l2"], "unknown criterion 'l2'"),
+    (["--sparsity", "50%", "--max-sparsity", "0"], "max_sparsity is 0"),
+    (["--sparsity", "50%", "--plots", "{models}"], "is a file"),
+    (["--sparsity", "50%", "--out", "{models}"], "is a file"),
+]
+
+SENSITIVITY_BAD_INPUT = [
+    (["--metric", "{models}:undefined"], "evaluating the dense model gave nan"),
+    (["--metric", "{models}:failing"], "evaluating the dense model failed: KeyError: 'images'"),
+    (["--metric", "{models}:second"], "evaluating '0' pruned to 95.8% gave nan"),
+    (["--metric", "{models}:tota"], "did you mean 'total'"),
+    (["--metric", "{models}:not_callable"], "has no callable 'not_callable'"),
+    (["--metric", "top1"], "a metric is path/to/file.py:callable"),
+    (["--metric", "no.py:top1"], "there is no file 'no.py'; a metric is"),
+    (["--metric", "{models}:net"], "failed: TypeError"),
+    (["--sparsity", "1"], "is outside [0, 1)"),
+    (["--block", "1x64"], "no layer can be made sparse"),
+    (["--layers", "linear"], "no convolution or linear layer matches 'linear'"),
+    (["--plot", "{out}.jpg"], "give a file that ends in .png, .svg, .pdf"),
+    (["--plot", "{out}/plot.png"], "there is no folder"),
+    (["--out", "."], "it is a folder"),
+]
+
+BAD_INPUT += [(["sparsify", "{models}:narrow", "--out", "{out}", *given], text) for given, text in SPARSE_BAD_INPUT]
+BAD_INPUT += [(["sensitivity", "{models}:narrow", *given], text) for given, text in SENSITIVITY_BAD_INPUT]
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def _assert_shown(printed: str, shown: str) -> None:
 
 def test_commands_print_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fxprune.cli.measure_latency", lambda *_: (209.173, 131.510))
+    monkeypatch.setattr("fxprune.cli.pruning.measure_latency", lambda *_: (209.173, 131.510))
     (tmp_path / "models.py").write_text(MODELS)
     ran = 0
     for text, shown in _shown("sh"):

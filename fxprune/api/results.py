@@ -14,7 +14,7 @@ from fxprune.graph.dump import diff
 from fxprune.graph.facts import trace_facts
 from fxprune.graph.inputs import Inputs
 from fxprune.graph.passes import Observer, Pass, Pipeline
-from fxprune.graph.shapes import copy_shapes
+from fxprune.graph.shapes import copy_shapes, propagate_shapes
 from fxprune.graph.tracing import trace_graph
 from fxprune.labels.detection import find_orbits
 from fxprune.labels.orbits import Orbits
@@ -106,9 +106,11 @@ def rewrite(source: Source, passes: Iterable[Pass], choice: Pass | None, observe
 
     The plan's orbits are read from the masked graph after `choice`, its weights from the graph at the end.
     """
-    traced = trace_graph(source.model, source.inputs, source.frontend)
+    traced, watching = trace_graph(source.model, source.inputs, source.frontend), tuple(observers)
+    if watching:
+        propagate_shapes(traced)  # or the first change that they see would be the shapes
     module, chosen = traced, None
-    for step, module, _ in Pipeline(tuple(passes), tuple(observers)).steps(traced):
+    for step, module, _ in Pipeline(tuple(passes), watching).steps(traced):
         if step is choice:
             orbits = find_orbits(module)
             chosen, kept = read_plan(module, orbits), kept_classes(module, orbits)

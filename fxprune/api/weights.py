@@ -88,7 +88,7 @@ def sparsify(
     if not small:
         return result
     names = ", ".join(layer.name for layer in small[:5]) + (" …" if len(small) > 5 else "")
-    note = f"{len(small)} layers have fewer channels than a block of {step.sparsifier.block} and stay dense: {names}"
+    note = f"layers with fewer channels than a block of {step.sparsifier.block} stay dense: {names}"
     return replace(result, notes=(note,))
 
 

@@ -102,10 +102,9 @@ class Pipeline:
 
         Raises whatever mistake of the caller a pass reports, and `VerifyError` when a pass breaks the graph.
         """
-        copied, modified = module, False
-        for _, step_result, changed in self.steps(module):
-            copied, modified = step_result, modified or changed
-        return PassResult(copied, modified)
+        done = list(self.steps(module))
+        copied = done[-1][1] if done else copy.deepcopy(module)
+        return PassResult(copied, any(changed for _, _, changed in done))
 
     def steps(self, module: fx.GraphModule) -> Iterator[tuple[Pass, fx.GraphModule, bool]]:
         """Rewrite a copy of `module`; yield (pass, copy, whether it changed anything) after every pass.

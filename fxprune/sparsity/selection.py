@@ -78,6 +78,8 @@ class Sparsifier:
                 f"give exactly one target of sparsity, macs, parameters; got {', '.join(given) or 'none'} "
                 "(for example sparsity='80%')"
             )
+        if isinstance(self.sparsity, Mapping) and self.layers != ("conv1x1",):
+            raise SpecError("sparsity names its layers itself: leave out layers, or give one sparsity for all of them")
         check_scope(self.scope)
         if not callable(self.criterion) and self.criterion not in CRITERIA:
             raise SpecError(f"unknown criterion '{self.criterion}'; {nearest(self.criterion, CRITERIA)}")

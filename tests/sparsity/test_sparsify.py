@@ -122,7 +122,7 @@ def test_channels_that_are_no_multiple_of_the_block_end_in_a_smaller_one() -> No
 
 def test_layers_too_small_for_a_block_stay_dense_and_are_named() -> None:
     result = fxprune.sparsify(_bottleneck(), image(), sparsity=0.5, layers=["all"])
-    assert result.report.notes == ("2 layers have fewer channels than a block of 1x4 and stay dense: stem, depthwise",)
+    assert result.report.notes == ("layers with fewer channels than a block of 1x4 stay dense: stem, depthwise",)
     assert masked_weights(result.module).keys() == {"expand.weight", "project.weight", "head.weight"}
 
 
@@ -281,7 +281,7 @@ def test_a_layer_without_weights_left_is_named() -> None:
         block="1x1",
         criterion=lambda name, w: torch.full_like(w, name == "project"),
     )
-    assert any("have no weight left" in note and "expand" in note for note in result.report.notes)
+    assert any("no weight left" in note and "expand" in note for note in result.report.notes)
 
 
 def test_the_layers_of_a_graph() -> None:
@@ -313,6 +313,7 @@ BAD: list[tuple[dict[str, Any], type[UsageError], str]] = [
     ({"sparsity": 0.5, "layers": ["norm"]}, SpecError, "no convolution or linear layer matches 'norm'"),
     ({"sparsity": 0.5, "layers": ["head"], "exclude": ["linear"]}, TargetError, "excluded"),
     ({"sparsity": {"conv5x5": 0.5}}, SpecError, "conv5x5"),
+    ({"sparsity": {"conv": 0.5}, "layers": ["conv"]}, SpecError, "leave out layers"),
     ({"sparsity": 0.5, "criterion": lambda _, weight: weight.sum()}, SpecError, "weight's shape"),
     ({"sparsity": 0.5, "criterion": lambda _, weight: weight / 0}, InputError, "not finite"),
 ]

@@ -212,9 +212,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--levels", type=lambda text: tuple(map(int, text.split(","))), default=LEVELS)
     parser.add_argument("--epochs", type=int, default=10, help="of fine-tuning, on 20,000 images; 0 for none")
     parser.add_argument("--learning-rate", type=float, default=0.01, help="of fine-tuning")
-    parser.add_argument("--ltp-epochs", type=int, default=10, help="of learning thresholds, at most")
+    parser.add_argument("--ltp-epochs", type=int, default=6, help="of learning thresholds, at most")
     parser.add_argument("--ltp-learning-rate", type=float, default=0.02)
-    parser.add_argument("--ltp-regularization", type=float, default=1e-4)
+    parser.add_argument("--ltp-regularization", type=float, default=6e-4, help="λ at the end")
+    parser.add_argument("--ltp-ramp", type=float, default=2.0, help="λ grows as this power of the part of the way")
     parser.add_argument("--ltp-threshold-rate", type=float, default=1e-5)
     parser.add_argument("--limit", type=int, default=10000, help="images tested")
     parser.add_argument("--seed", type=int, default=0)
@@ -263,6 +264,7 @@ def main() -> None:
                 "learning_rate": arguments.ltp_learning_rate,
                 "regularization": arguments.ltp_regularization,
                 "threshold_rate": arguments.ltp_threshold_rate,
+                "ramp": arguments.ltp_ramp,
             },
             arguments.ltp_epochs,
             arguments.limit,

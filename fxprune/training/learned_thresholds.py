@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from fxprune.errors import ArtifactError, InputError, SpecError, nearest
 from fxprune.runtime.thresholds import LearnedThreshold, hard_pruning
-from fxprune.runtime.weight_masks import parametrized, unparametrize
+from fxprune.runtime.weight_masks import own_class, parametrized, unparametrize
 from fxprune.training.history import Record
 from fxprune.training.hooks import Hook, Moment
 from fxprune.training.traces import Checkpoint, Trace
@@ -58,6 +58,7 @@ def attach_thresholds(
     for owner in list(module.modules()):
         for name, tensor in list(owner.named_parameters(recurse=False)):
             if id(tensor) in made and not isinstance(owner, parametrize.ParametrizationList):
+                own_class(owner)
                 parametrize.register_parametrization(owner, name, made[id(tensor)], unsafe=True)
 
 

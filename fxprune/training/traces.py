@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fxprune.errors import ArtifactError, TargetError, first_line, nearest
@@ -42,9 +42,15 @@ class Checkpoint:
     measures: Mapping[str, float]
 
     def masks(self) -> dict[str, Tensor]:
-        """Return which weights are kept, bool by the weight's name. A kept weight is never zero (w² > τ ≥ 0)."""
-        with safe_open(self.path, "pt") as file:
-            return {name: file.get_tensor(name) != 0 for name in self.layers}
+        """Return which weights are kept, bool by the weight's name. A kept weight is never zero (w² > τ ≥ 0).
+
+        Raises `ArtifactError` when the file is absent or damaged.
+        """
+        try:
+            with safe_open(self.path, "pt") as file:
+                return {name: file.get_tensor(name) != 0 for name in self.layers}
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"checkpoint '{self.path}' cannot be read: {first_line(error)}") from None
 
 
 @dataclass(frozen=True)

@@ -149,3 +149,12 @@ def test_a_damaged_index_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "trace.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"trace\.json' is not the index of a trace"):
         Trace.read(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    (one,) = _trace(tmp_path, [(0.5, 0.9)]).checkpoints
+    with pytest.raises(ArtifactError, match=r"0\.safetensors' cannot be read"):
+        one.masks()
+    one.path.write_bytes(b"short")
+    with pytest.raises(ArtifactError, match=r"0\.safetensors' cannot be read"):
+        one.masks()

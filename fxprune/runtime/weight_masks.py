@@ -21,9 +21,11 @@ __all__ = [
     "kind_of",
     "mask_weight",
     "masked_weights",
+    "own_class",
     "parametrized",
     "plain_name",
     "unparametrize",
+    "weight_mask",
 ]
 
 
@@ -117,16 +119,17 @@ def mask_weight(owners: Iterable[tuple[nn.Module, str]], mask: Tensor) -> None:
     """
     made: WeightMask | None = None
     for owner, name in owners:
-        known = _mask_of(owner, name)
+        known = weight_mask(owner, name)
         if known is not None:
             known.mask = known.mask & mask
             continue
         made = WeightMask(mask) if made is None else made
-        _own_class(owner)
+        own_class(owner)
         parametrize.register_parametrization(owner, name, made, unsafe=True)
 
 
-def _mask_of(owner: nn.Module, name: str) -> WeightMask | None:
+def weight_mask(owner: nn.Module, name: str) -> WeightMask | None:
+    """Return the mask of one tensor of a module, None where it has none."""
     if not parametrize.is_parametrized(owner, name):
         return None
     held: Any = owner.parametrizations
@@ -144,12 +147,20 @@ def finalize(module: _Module) -> _Module:
 
 
 def unparametrize(owner: nn.Module, name: str) -> None:
-    """Replace a parametrised tensor by its present value, without touching copies of its module."""
-    _own_class(owner)
-    parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
+    """Replace a parametrised tensor by the value that it has in evaluation, without touching copies of its module."""
+    own_class(owner)
+    held: Any = owner.parametrizations
+    parts = [part for part in held[name].modules() if part.training]
+    try:
+        for part in parts:
+            part.training = False  # reading a spectral norm in training changes it
+        parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
+    finally:
+        for part in parts:
+            part.training = True
 
 
-def _own_class(owner: nn.Module) -> None:
+def own_class(owner: nn.Module) -> None:
     """Give a parametrised module a class of its own: copies share the one that torch writes its properties into."""
     if not parametrize.is_parametrized(owner):
         return

@@ -52,7 +52,9 @@ class _Products:
                 factors[-1].append(row)
         self.size = len(held)
         order = max(map(len, factors), default=0)
-        self.factors = torch.tensor([f + [self.size] * (order - len(f)) for f in factors], dtype=torch.int64)
+        self.factors = torch.tensor([f + [self.size] * (order - len(f)) for f in factors], dtype=torch.int64).view(
+            len(terms), order
+        )
         self.rows = torch.arange(self.size).repeat_interleave(torch.tensor([len(h) for h in held], dtype=torch.int64))
         self.classes = torch.cat([torch.zeros(0, dtype=torch.int64), *held])
 

@@ -102,7 +102,8 @@ class Plan:
 
     `spec` is the pass pipeline that made the plan, `seed` its seed, `versions` those of fxprune and torch. `frontend`
     and `training` say how the model was traced, since a graph has other orbits in another mode; so does `attention`,
-    which says whether head dimensions or whole heads leave attention.
+    which says whether head dimensions or whole heads leave attention. `given` is the spec of what had cut the model
+    before, where channels left twice: the plan is for the model as that left it.
     """
 
     orbits: tuple[PlannedOrbit, ...]
@@ -114,6 +115,7 @@ class Plan:
     spec: str = ""
     seed: int = 0
     versions: Mapping[str, str] | None = None
+    given: str = ""
 
     def to_json(self) -> str:
         """Return the plan as JSON with its schema version, one line per orbit and per sparse weight."""
@@ -142,13 +144,20 @@ class Plan:
             )
         try:
             orbits = tuple(_orbit(row) for row in data["orbits"])
-            head = {field.name: data[field.name] for field in fields(Plan) if field.name in data}
+            head = {field.name: _fact(data[field.name], field.default) for field in fields(Plan) if field.name in data}
             weights = tuple(_weight(row) for row in data.get("weights", ()))
             plan = Plan(**head | {"orbits": orbits, "weights": weights})
             check_attention(plan.attention)
             return plan
         except (KeyError, TypeError, ValueError, SpecError) as error:
             raise PlanError(f"the plan is malformed: {type(error).__name__}: {error}") from None
+
+
+def _fact(value: Any, default: Any) -> Any:
+    """Return a value of the type that its field has by default."""
+    if isinstance(default, (str, int)) and type(value) is not type(default):
+        raise TypeError(f"{value!r} is no {type(default).__name__}")
+    return value
 
 
 def _orbit(row: Mapping[str, Any]) -> PlannedOrbit:
@@ -163,6 +172,8 @@ def _orbit(row: Mapping[str, Any]) -> PlannedOrbit:
 
 def _weight(row: Mapping[str, Any]) -> PlannedWeight:
     shape, (output, input_) = tuple(int(size) for size in row["shape"]), row["dims"]
+    if min(shape, default=0) < 1 or output == input_ or not {output, input_} <= set(range(len(shape))):
+        raise ValueError(f"'shape' and 'dims' of {row['layer']} must be sizes of a weight and two of its dimensions")
     planned = PlannedWeight(str(row["layer"]), shape, (int(output), int(input_)), str(row["block"]), str(row["kept"]))
     planned.mask()
     return planned
@@ -212,7 +223,7 @@ def write_masks(module: fx.GraphModule, plan: Plan) -> None:
             found = "no such orbit" if orbit is None else f"width {orbit.width}"
             raise PlanError(
                 f"the plan is for another model: it has {row.name} of width {row.width} at {row.places[0]}, "
-                f"this model has {found} there; build the model as it was when the plan was made"
+                f"this model has {found} there; {_remedy(plan)}"
             )
         assert orbit.mask is not None
         mask = torch.zeros(orbit.width)
@@ -220,7 +231,15 @@ def write_masks(module: fx.GraphModule, plan: Plan) -> None:
         module.get_buffer(orbit.mask).copy_(mask)
     if masked:
         left = next(iter(masked.values()))
-        raise PlanError(f"the plan is for another model: it says nothing of {left.name} ({', '.join(left.layers)})")
+        raise PlanError(
+            f"the plan is for another model: it says nothing of {left.name} ({', '.join(left.layers)}); {_remedy(plan)}"
+        )
+
+
+def _remedy(plan: Plan) -> str:
+    if not plan.given:
+        return "build the model as it was when the plan was made"
+    return f"it was made of a model that had been cut before: give the module of that result ({plan.given})"
 
 
 def read_weight_masks(module: fx.GraphModule) -> tuple[PlannedWeight, ...]:
@@ -242,7 +261,7 @@ def write_weight_masks(module: fx.GraphModule, plan: Plan) -> bool:
             found = "no such layer" if layer is None else f"shape {tuple(layer.shape)}"
             raise PlanError(
                 f"the plan is for another model: it has a mask of shape {row.shape} for '{row.layer}', this model has "
-                f"{found} there; build the model as it was when the plan was made, and cut its channels first"
+                f"{found} there; {_remedy(plan)}, and cut its channels first"
             )
         masks[row.layer] = row.mask()
     return mask_layers(layers.values(), masks)

@@ -31,6 +31,7 @@ __all__ = [
     "eligible_orbits",
     "match_layers",
     "read_amount",
+    "read_patterns",
     "read_ratio",
     "read_share",
 ]
@@ -116,6 +117,15 @@ def read_share(value: float | str, what: str) -> float:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         raise TargetError(f"cannot read {what}={value!r}; write a share ('50%', 0.5) or a number (2e9)") from None
+
+
+def read_patterns(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the patterns that a user gives, one or several.
+
+    >>> read_patterns("all"), read_patterns(["conv1", "layer1.*"])
+    (('all',), ('conv1', 'layer1.*'))
+    """
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def match_layers(patterns: Iterable[str], module: fx.GraphModule) -> set[str]:

@@ -19,7 +19,7 @@ from fxprune.labels.orbits import Orbits
 from fxprune.narrowing.kept import Kept, kept_classes
 from fxprune.report import Cause, LayerRow, OutputChannels, Report
 from fxprune.runtime.weight_masks import kind_of
-from fxprune.sparsity.masks import KeptWeights, kept_weights
+from fxprune.sparsity.masks import KeptWeights, kept_weights, zeros_by_parameter
 
 __all__ = ["make_report"]
 
@@ -62,12 +62,17 @@ def make_report(
 
 @dataclass(frozen=True)
 class _Side:
-    """What a graph costs before or after: no masked weight counts."""
+    """What a graph costs before or after: no masked weight counts.
+
+    `masked` is what masks keep by node, `zeros` what they zero by parameter, `empty` the layers that they leave none.
+    """
 
     macs: dict[str, int]
     parameters: int
     sparsity: float
     masked: dict[str, KeptWeights]
+    zeros: dict[str, int]
+    empty: tuple[str, ...]
 
     @staticmethod
     def of(costs: CostModel, keep: Tensor, module: fx.GraphModule) -> _Side:
@@ -78,11 +83,9 @@ class _Side:
         macs = {node: masked[node].of(count) if node in masked else count for node, count in dense.items()}
         parameters = costs.cost(keep).parameters
         zeros = sum(weights.zeros for _, weights in found)
-        return _Side(macs, parameters - zeros, zeros / max(parameters, 1), masked)
-
-    def kept(self, node: str) -> KeptWeights:
-        """Return what the masks keep of the weights that a node reads; nothing is masked where there is no mask."""
-        return self.masked.get(node, KeptWeights(1, 1))
+        empty = tuple(layer.name for layer, weights in found if not weights.count)
+        by_name = zeros_by_parameter(module, found)
+        return _Side(macs, parameters - zeros, zeros / max(parameters, 1), masked, by_name, empty)
 
 
 _T = TypeVar("_T")
@@ -129,9 +132,8 @@ def _approximations(orbits: Orbits, classes: Tensor) -> list[str]:
 
 def _emptied(side: _Side) -> list[str]:
     """Say which layers have no weight left."""
-    empty = [node for node, weights in side.masked.items() if not weights.count]
-    names = ", ".join(empty[:5]) + (" …" if len(empty) > 5 else "")
-    return [f"layers with no weight left give the same for every input: {names}"] if empty else []
+    names = ", ".join(side.empty[:5]) + (" …" if len(side.empty) > 5 else "")
+    return [f"layers with no weight left give the same for every input: {names}"] if side.empty else []
 
 
 class _Rows:
@@ -210,9 +212,11 @@ class _Rows:
         return "prunable", "", names
 
     def _parameters(self, node: fx.Node) -> tuple[int, int]:
-        before, after = _pair(self.sides, lambda side: -side.kept(node.name).zeros)
+        before = after = 0
         for tensor in self._of_leaf(str(node.target)):
             rows = self.kept.of_tensor(tensor)
-            before += math.prod(tensor.shape)
-            after += math.prod(s if row is None else row.numel() for s, row in zip(tensor.shape, rows, strict=True))
+            zeros = _pair(self.sides, lambda side, name=tensor.name: side.zeros.get(name, 0))  # type: ignore[misc]
+            before += math.prod(tensor.shape) - zeros[0]
+            sizes = (s if row is None else row.numel() for s, row in zip(tensor.shape, rows, strict=True))
+            after += math.prod(sizes) - zeros[1]
         return before, after

@@ -39,6 +39,9 @@ class WeightSparsification(Pass):
     max_sparsity: float | str = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "block", str(Block.of(self.block)))  # so that a pair of sizes has a spelling too
+
     @property
     def sparsifier(self) -> Sparsifier:
         """The options, checked."""

@@ -383,6 +383,17 @@ def test_a_plan_for_another_model_is_refused(saved: Path, make: Callable[[], nn.
         fxprune.load(saved, make())
 
 
+def test_what_was_cut_twice_loads_into_what_was_cut_once(result: fxprune.Result, saved: Path, tmp_path: Path) -> None:
+    twice = fxprune.sparsify(fxprune.prune(result.module, IMAGE, ratio=0.3).module, IMAGE, sparsity=0.5, block="1x1")
+    assert (twice.plan.model, twice.plan.given) == ("Tied", result.plan.spec)
+    fxprune.save(twice, tmp_path / "twice")
+    with pytest.raises(PlanError, match=r"made of a model that had been cut before: give .* \(mask-insertion,channel-"):
+        fxprune.load(tmp_path / "twice", _build())
+    loaded = fxprune.load(tmp_path / "twice", fxprune.load(saved, _build(1)).module)
+    _assert_same(loaded.module(IMAGE), twice.module(IMAGE))
+    assert loaded.plan.given == twice.plan.given
+
+
 def test_a_plan_refused_by_name_says_what_was_found() -> None:
     plan = Plan((PlannedOrbit("orbit_0", 8, (0, 1), ("elsewhere.weight[0]",)),))
     with pytest.raises(PlanError, match=r"orbit_0 of width 8 at elsewhere\.weight\[0\], this model has no such orbit"):

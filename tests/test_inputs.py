@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -188,6 +188,22 @@ def test_a_model_that_is_no_floating_point_eager_module(
 ) -> None:
     with pytest.raises(InputError, match=message):
         fxprune.prune(make(net), X, macs="50%")
+
+
+def test_a_compiled_model_names_the_remedy(net: nn.Module) -> None:
+    compiled = cast(nn.Module, torch.compile(net))
+    with pytest.raises(InputError, match="give the module that was compiled"):
+        fxprune.prune(compiled, X, macs="50%")
+
+
+def test_a_lazy_module_names_the_remedy() -> None:
+    with pytest.raises(InputError, match=r"'0\.weight' has no shape yet; call the model once"):
+        fxprune.prune(nn.Sequential(nn.LazyConv2d(8, 1)), X, macs="50%")
+
+
+def test_one_pattern_needs_no_list(net: nn.Module) -> None:
+    one, several = (fxprune.prune(net, X, ratio=0.5, exclude=given) for given in ("fc", ["fc"]))
+    assert one.plan.orbits == several.plan.orbits
 
 
 def test_a_model_without_parameters_has_nothing_to_reach() -> None:

@@ -146,6 +146,15 @@ def test_roles_come_from_graph_and_shapes(net: nn.Module, roles: tuple[str, ...]
     assert set(exported.values()) == set(roles), "an exported graph has a node for every call"
 
 
+def test_an_image_without_batch_has_channels_too() -> None:
+    net = nn.Sequential(_conv(3, 6), _conv(6, 2), _conv(2, 2, groups=2))
+    assert tuple(layer_roles(fxprune.trace(net, torch.rand(3, 4, 4))).values()) == (PW, PWL, OTHER)
+
+
+def test_a_graph_without_multiply_accumulates_has_an_empty_profile() -> None:
+    assert sparsity_profile(fxprune.trace(nn.Sequential(nn.ReLU()), torch.rand(1, 3))).layers == ()
+
+
 def _counts(graph: fx.GraphModule) -> dict[str, int]:
     return dict(Counter(layer_roles(graph).values()))
 

@@ -12,6 +12,7 @@ from fxprune.api.results import Result, Source, rewrite
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Observer, Pipeline
 from fxprune.importance import Criterion, Evidence
+from fxprune.selection import read_patterns
 from passes import ChannelSelection, ChannelSurgery, MaskInsertion
 
 __all__ = ["prune"]
@@ -29,8 +30,8 @@ def prune(
     round_to: int = 1,
     min_width: int = 1,
     max_ratio: float | str = 1.0,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
     allow_statistical: bool = False,
     attention: str = "dimensions",
     seed: int = 0,
@@ -75,8 +76,8 @@ def prune(
         round_to=round_to,
         min_width=min_width,
         max_ratio=max_ratio,
-        include=tuple(include),
-        exclude=tuple(exclude),
+        include=read_patterns(include),
+        exclude=read_patterns(exclude),
         allow_statistical=allow_statistical,
         seed=seed,
         evidence=None if batches is None or loss is None else Evidence(batches, loss),

@@ -93,11 +93,13 @@ class Source:
             {"fxprune": version("fxprune"), "torch": torch.__version__},
         )
         before = plan_of(self.model)
-        if before is None or (before.orbits and own.orbits):
-            return own  # channels that left twice: the plan is for the model as it was given
+        if before is None:
+            return own
+        if before.orbits and own.orbits:
+            return replace(own, model=before.model, given=",".join(filter(None, (before.given, before.spec))))
         spec = ",".join(filter(None, (before.spec, own.spec)))
         if own.orbits:
-            return replace(own, model=before.model, spec=spec)
+            return replace(own, model=before.model, given=before.given, spec=spec)
         return replace(before, weights=weights, spec=spec, seed=own.seed, versions=own.versions)
 
 

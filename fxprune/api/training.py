@@ -14,10 +14,11 @@ from torch import nn
 from fxprune.api.results import Result, Source, rewrite
 from fxprune.api.weights import make_step, sparsify, spell
 from fxprune.checkpoint import load_checkpoint
-from fxprune.errors import PlanError, nearest
+from fxprune.errors import PlanError, SpecError, nearest
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.tracing import trace
 from fxprune.plan import Plan, PlannedWeight, keep_plan, read_weight_masks
+from fxprune.selection import read_patterns
 from fxprune.sparsity.layers import choose_layers, find_layers
 from fxprune.sparsity.schedules import Schedule
 from fxprune.training.gradual import GradualSparsity
@@ -80,7 +81,8 @@ def sparsify_gradually(
     history = train(
         result.module, batches, loss, options, validation=validation, measure=measure, hooks=[hook], folder=folder
     )
-    plan = replace(result.plan, weights=read_weight_masks(result.module), spec=spell(step), seed=training.seed)
+    source = Source(model, inputs, frontend, spell(step), training.seed)
+    plan = source.plan(result.traced, chosen=None, weights=read_weight_masks(result.module))
     keep_plan(result.module, plan)
     return replace(result, plan=plan), history
 
@@ -95,8 +97,8 @@ def learn_thresholds(
     folder: str | os.PathLike[str],
     validation: Iterable[Any],
     measure: Measure | None = None,
-    layers: Iterable[str] = ("all",),
-    exclude: Iterable[str] = (),
+    layers: str | Iterable[str] = ("all",),
+    exclude: str | Iterable[str] = (),
     temperature: float = 1e-3,
     exact: bool = False,
     frontend: str = "auto",
@@ -121,16 +123,18 @@ def learn_thresholds(
         temperature: T₀ of Eq. 15.
         exact: use Eq. 3 instead of Eq. 14 for the weights, which stalls (Fig. 1).
         frontend: "auto", "symbolic" or "export".
-        options: of `LearnedThresholds`: regularization (λ), threshold_rate (η_τ/η), growth, target, interval.
+        options: of `LearnedThresholds`: regularization (λ), threshold_rate (η_τ/η), ramp, growth, target, interval.
 
     Raises `SpecError`, `InputError`, `ArtifactError` and what tracing and training raise.
     """
     graph = trace(model, example_inputs, frontend=frontend)
-    chosen = choose_layers(graph, find_layers(graph, {}), layers, exclude)
+    chosen = choose_layers(graph, find_layers(graph, {}), read_patterns(layers), read_patterns(exclude))
     trained = copy.deepcopy(model)
     attach_thresholds(trained, [(layer.name, "weight") for layer in chosen], temperature, exact)
     place = Path(folder)
     hook = LearnedThresholds(place / "trace", **options)
+    if training.clip_norm is not None:
+        raise SpecError("clip_norm would scale the weights' gradients by those of the thresholds; leave it out")
     always = replace(training, keep_best=False, tolerance=None)
     train(
         trained,
@@ -161,7 +165,8 @@ def apply_checkpoint(
     inputs, masks = Inputs.of(example_inputs), checkpoint.masks()
     loaded = copy.deepcopy(model)
     load_checkpoint(loaded, checkpoint.path)
-    layers = {layer.parameter: layer for layer in find_layers(trace(loaded, inputs, frontend=frontend), {})}
+    known = find_layers(trace(loaded, inputs, frontend=frontend), {})
+    layers = {name: layer for layer in known for name in layer.parameters}
     for name in masks:
         if name not in layers:
             raise PlanError(f"the checkpoint is of another model: it has a mask for '{name}'; {nearest(name, layers)}")

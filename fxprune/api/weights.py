@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from fxprune.api.results import Result, Source, rewrite
+from fxprune.cost import CostModel
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Observer, Pipeline
 from fxprune.graph.tracing import trace
-from fxprune.sparsity.layers import find_layers
+from fxprune.selection import read_patterns
+from fxprune.sparsity.layers import KINDS, find_layers, is_kind, other_weights
 from fxprune.sparsity.masks import SparseGraph
-from fxprune.sparsity.selection import WeightCriterion
+from fxprune.sparsity.selection import Sparsifier, WeightCriterion
 from passes import WeightSparsification
 
 __all__ = ["make_step", "sparsify", "spell"]
@@ -29,8 +31,8 @@ def sparsify(
     parameters: float | str | None = None,
     block: str | tuple[int, int] = "1x4",
     scope: str = "global",
-    layers: Iterable[str] = ("conv1x1",),
-    exclude: Iterable[str] = (),
+    layers: str | Iterable[str] = ("conv1x1",),
+    exclude: str | Iterable[str] = (),
     criterion: str | WeightCriterion = "magnitude",
     max_sparsity: float | str = 1.0,
     seed: int = 0,
@@ -55,7 +57,8 @@ def sparsify(
             report says so.
         scope: "uniform" takes the same share of every layer (Eq. 1 of paper 000), "global" the least important blocks
             of all (§A.2).
-        layers: which layers: "conv1x1", "conv", "linear" or "all", names, globs or types.
+        layers: which layers: "conv1x1", "conv", "linear" or "all", names, globs or types, one or several. A weight that
+            such a layer does not read as it is, but a function or another module, stays dense, and the report says so.
         exclude: which of them not.
         criterion: "magnitude" (root mean square of a block), "random", or a function (layer, weight) → importance of
             every weight. Of equally important blocks the first of the first layer becomes zero first.
@@ -84,12 +87,23 @@ def sparsify(
         seed=seed,
     )
     result = rewrite(Source(model, inputs, frontend, spell(step), seed), (step,), None, observers)
-    small = step.sparsifier.too_small(result.module, find_layers(result.module, {}))
-    if not small:
-        return result
-    names = ", ".join(layer.name for layer in small[:5]) + (" …" if len(small) > 5 else "")
-    note = f"layers with fewer channels than a block of {step.sparsifier.block} stay dense: {names}"
-    return replace(result, notes=(note,))
+    return replace(result, notes=tuple(_dense(result, step.sparsifier)))
+
+
+def _dense(result: Result, sparsifier: Sparsifier) -> Iterator[str]:
+    """Say what was asked for and stays dense."""
+    costs = CostModel(result.traced, result.orbits)
+    layers = find_layers(result.traced, {})
+    small = [layer.name for layer in sparsifier.too_small(result.traced, layers)]
+    others = other_weights(result.traced, layers, costs.macs_by_node(costs.all_kept()))
+    asked = [word for word in sparsifier.named if word in KINDS]
+    unread = [name for name, shape in others.items() if any(is_kind(shape, word) for word in asked)]
+    for what, names in (
+        (f"layers with fewer channels than a block of {sparsifier.block}", small),
+        ("weights that no convolution or linear layer reads as they are", unread),
+    ):
+        if names:
+            yield f"{what} stay dense: {', '.join(names[:5])}" + (" …" if len(names) > 5 else "")
 
 
 def make_step(
@@ -97,14 +111,14 @@ def make_step(
     frontend: str,
     *,
     macs: float | str | nn.Module | None = None,
-    layers: Iterable[str] = ("conv1x1",),
-    exclude: Iterable[str] = (),
+    layers: str | Iterable[str] = ("conv1x1",),
+    exclude: str | Iterable[str] = (),
     **options: Any,
 ) -> WeightSparsification:
     """Return the pass that `sparsify` runs: a model given as target is counted on `inputs`."""
     if isinstance(macs, nn.Module):
         macs = SparseGraph(trace(macs, inputs, frontend=frontend)).whole["macs"]
-    return WeightSparsification(macs=macs, layers=tuple(layers), exclude=tuple(exclude), **options)
+    return WeightSparsification(macs=macs, layers=read_patterns(layers), exclude=read_patterns(exclude), **options)
 
 
 def spell(step: WeightSparsification) -> str:

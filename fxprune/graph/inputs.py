@@ -71,7 +71,7 @@ def on_meta(value: Any) -> Any:
 
 
 def check_model(model: nn.Module, inputs: Inputs) -> None:
-    """Refuse a model or inputs that no pass can work on: quantised, without tensors, or on another device."""
+    """Refuse what no pass can work on: quantised, compiled and lazy models, inputs without tensors or elsewhere."""
     for name, module in model.named_modules():
         if ".quantized" in type(module).__module__ or isinstance(module, torch.jit.ScriptModule):
             kind = "TorchScript" if isinstance(module, torch.jit.ScriptModule) else "quantised"
@@ -79,6 +79,14 @@ def check_model(model: nn.Module, inputs: Inputs) -> None:
                 f"module '{name or type(module).__name__}' is {kind}; fxprune prunes floating-point eager models: "
                 "prune first, then quantise or script"
             )
+        if isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            raise InputError(
+                f"module '{name or type(module).__name__}' is compiled by torch.compile; give the module that was "
+                "compiled (its attribute _orig_mod), and compile the result"
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if torch.nn.parameter.is_lazy(tensor):
+            raise InputError(f"'{name}' has no shape yet; call the model once, which initialises lazy modules")
     tensors = inputs.tensors()
     if not tensors:
         raise InputError("the example inputs hold no tensor; give at least one tensor as the model takes it")

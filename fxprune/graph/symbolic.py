@@ -244,6 +244,7 @@ def trace_symbolically(model: nn.Module, inputs: Inputs) -> fx.GraphModule:
         graph, named, obstacle = _both_modes(model, tracer, graph)
         if obstacle:
             notes.append(_ONE_MODE.format("training" if model.training else "evaluation", obstacle))
+    graph._tracer_cls = None  # ours needs more than its class to be made; a graph that is unpickled asks for no more
     module = fx.GraphModule(_holding(named, graph), graph, type(model).__name__)
     functions = {name: leaf for name, leaf in named.items() if name in tracer.leaves}
     reasons = {name: opaque.reasons[leaf.function.__code__] for name, leaf in functions.items()}

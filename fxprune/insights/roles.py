@@ -78,7 +78,10 @@ def _role(module: fx.GraphModule, node: fx.Node, pooled: set[fx.Node], gating: s
         return "squeeze-excite"
     if not _is_pointwise(module, node) or (node in pooled and _is_on_vector(node)):
         return "other"
-    before, after = (value.shape[1] for value in (_value(_tensors(node)[0]), _value(node)) if value is not None)
+    weight = _convolution_weight(module, node)
+    assert weight is not None
+    channel = 1 - weight.dim()  # before one size for each of the kernel's dimensions
+    before, after = (value.shape[channel] for value in (_value(_tensors(node)[0]), _value(node)) if value is not None)
     return "expansion" if after > before else "bottleneck"
 
 
@@ -88,7 +91,7 @@ def _is_pointwise(module: fx.GraphModule, node: fx.Node) -> bool:
     if weight is None or set(weight.shape[2:]) != {1}:
         return False
     into = _value(_tensors(node)[0])
-    is_depthwise = into is not None and weight.shape[1] == 1 < into.shape[1]
+    is_depthwise = into is not None and weight.shape[1] == 1 < into.shape[1 - weight.dim()]
     return not is_depthwise
 
 

@@ -20,7 +20,7 @@ from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.tracing import trace
 from fxprune.graph.undisturbed import undisturbed
 from fxprune.insights.roles import ROLES, layer_roles
-from fxprune.selection import read_ratio
+from fxprune.selection import read_patterns, read_ratio
 from fxprune.sparsity.blocks import Block
 from fxprune.sparsity.layers import SparseLayer, find_layers, mask_of
 from fxprune.sparsity.masks import mask_layers
@@ -126,8 +126,8 @@ def sensitivity(
     *,
     sparsity: float | str = 0.95,
     block: str | tuple[int, int] = "1x1",
-    layers: Iterable[str] = ("conv1x1",),
-    exclude: Iterable[str] = (),
+    layers: str | Iterable[str] = ("conv1x1",),
+    exclude: str | Iterable[str] = (),
     criterion: str | WeightCriterion = "magnitude",
     seed: int = 0,
     frontend: str = "auto",
@@ -159,8 +159,8 @@ def sensitivity(
         read_ratio(sparsity, "sparsity"),
         block=Block.of(block),
         scope="uniform",
-        layers=tuple(layers),
-        exclude=tuple(exclude),
+        layers=read_patterns(layers),
+        exclude=read_patterns(exclude),
         criterion=criterion,
         seed=seed,
     )
@@ -214,7 +214,7 @@ class _Probe:
 
     @contextmanager
     def _masked(self, layer: SparseLayer, mask: Tensor) -> Iterator[None]:
-        kinds = [(owner, type(owner)) for _, owner in layer.owners]
+        kinds = [(owner, type(owner)) for _, owner, _ in layer.owners]
         with undisturbed(self.copy):
             mask_layers([layer], {layer.name: mask})
             yield

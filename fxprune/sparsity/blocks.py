@@ -29,13 +29,13 @@ class Block:
         """Read a block as users write it: "1x4" or (1, 4). Raises `SpecError`."""
         if isinstance(value, Block):
             return value
-        sizes = re.fullmatch(r"(\d+)[x×](\d+)", value) if isinstance(value, str) else None
-        rows, columns = map(int, sizes.groups()) if sizes else value if isinstance(value, tuple) else (0, 0)
-        if rows < 1 or columns < 1:
+        read = re.fullmatch(r"(\d+)[x×](\d+)", value) if isinstance(value, str) else None
+        sizes = tuple(map(int, read.groups())) if read else value
+        if not isinstance(sizes, tuple) or len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
             raise SpecError(
                 f"cannot read the block {value!r}; write output × input channels, as '1x4', or '1x1' for single weights"
             )
-        return Block(rows, columns)
+        return Block(*sizes)
 
     @property
     def is_single(self) -> bool:

@@ -10,11 +10,11 @@ from torch import Tensor, fx
 
 from fxprune.cost import CostModel
 from fxprune.labels.detection import find_orbits
-from fxprune.runtime.weight_masks import mask_weight
+from fxprune.runtime.weight_masks import mask_weight, plain_name
 from fxprune.sparsity.layers import SparseLayer, find_layers, mask_of
 from fxprune.sparsity.selection import Sparsifier
 
-__all__ = ["KeptWeights", "SparseGraph", "kept_weights", "mask_layers"]
+__all__ = ["KeptWeights", "SparseGraph", "kept_weights", "mask_layers", "zeros_by_parameter"]
 
 
 class SparseGraph:
@@ -54,9 +54,9 @@ def mask_layers(layers: Iterable[SparseLayer], masks: Mapping[str, Tensor]) -> b
     changed = False
     for layer in layers:
         if layer.name in masks:
-            before, mask = mask_of(layer), masks[layer.name].to(layer.device)
+            before, mask = mask_of(layer), masks[layer.name].to(layer.original.device)
             changed |= not bool(mask.all()) if before is None else bool((before & ~mask).any())
-            mask_weight([(owner, "weight") for _, owner in layer.owners], mask)
+            mask_weight([(owner, attribute) for _, owner, attribute in layer.owners], mask)
     return changed
 
 
@@ -80,6 +80,13 @@ class KeptWeights:
     def of(self, macs: int) -> int:
         """Return how many multiply-accumulates the kept weights do, where all together do `macs`."""
         return macs // self.total * self.count
+
+
+def zeros_by_parameter(module: fx.GraphModule, kept: Iterable[tuple[SparseLayer, KeptWeights]]) -> dict[str, int]:
+    """Return how many weights are masked by plain name of the parameter, tied ones by each of theirs."""
+    zeros = {id(layer.original): weights.zeros for layer, weights in kept}
+    named = module.named_parameters(remove_duplicate=False)
+    return {plain_name(name): zeros[id(parameter)] for name, parameter in named if id(parameter) in zeros}
 
 
 def kept_weights(module: fx.GraphModule) -> list[tuple[SparseLayer, KeptWeights]]:

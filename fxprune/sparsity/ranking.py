@@ -28,8 +28,8 @@ class Ranked:
     """The blocks of one layer.
 
     Attributes:
-        scores: returns them, float32 [blocks] ≥ 0, the least important lowest; asked for anew whenever they are needed,
-            so that the scores of a whole model never are in memory together.
+        scores: returns them, float32 [blocks] ≥ +0, the least important lowest; asked for anew whenever they are
+            needed, so that the scores of a whole model never are in memory together.
         costs: of the blocks, float64 [blocks] or one number for all.
         total: cost of all blocks.
         limit: the largest cost that may be taken.
@@ -41,9 +41,8 @@ class Ranked:
     limit: float
 
     def keys(self) -> Tensor:
-        """Return int32 [blocks] that order as the scores do, the caller's own."""
-        # The absolute value makes −0 a 0, whose bits are those of the least score.
-        return self.scores().abs().view(torch.int32)
+        """Return int32 [blocks] that order as the scores do."""
+        return self.scores().view(torch.int32)
 
     def histogram(self, bins: Tensor, chosen: Tensor | slice, count: int) -> Tensor:
         """Return the cost of the chosen blocks by bin, float64 [count]."""
@@ -76,7 +75,7 @@ def _refine(layer: Ranked, prefix: int, shift: int, bits: int) -> Tensor:
     """Return the costs of the blocks whose bits above these are `prefix`, by these `bits`."""
     keys = layer.keys()
     if shift + bits == _KEY_BITS:
-        return layer.histogram(keys.bitwise_right_shift_(shift), slice(None), 1 << bits)
+        return layer.histogram(keys >> shift, slice(None), 1 << bits)
     chosen = (keys >> (shift + bits)) == prefix
     return layer.histogram((keys[chosen] >> shift) & ((1 << bits) - 1), chosen, 1 << bits)
 

@@ -141,6 +141,8 @@ class Sparsifier:
     def importance(self, layer: SparseLayer) -> Tensor:
         """Return the importance of every weight, in the weight's shape; what is masked has none."""
         weight = layer.weight
+        if weight.is_meta:
+            raise InputError(f"'{layer.name}' is on the meta device and has no values to rank; load its weights first")
         if callable(self.criterion):
             found = _judged(self.criterion, layer.name, weight)
         elif self.criterion == "random":
@@ -148,14 +150,16 @@ class Sparsifier:
             found = 1 - torch.rand(weight.shape, generator=generator)  # in (0, 1], above what is masked
         else:
             found = weight
-        if not bool(torch.isfinite(found.sum())):
+        if not bool(torch.isfinite(found.sum(dtype=torch.promote_types(found.dtype, torch.float32)))):
             raise InputError(f"'{layer.name}' has weights that are not finite; restore a sound checkpoint")
+        if callable(self.criterion) and bool((found < 0).any()):
+            raise SpecError(f"the criterion is negative for '{layer.name}'; return importance, 0 for the least")
         mask = mask_of(layer)
         return found if mask is None else found.to(mask.device) * mask
 
 
 def _judged(criterion: WeightCriterion, name: str, weight: Tensor) -> Tensor:
-    found = criterion(name, weight)
+    found = criterion(name, weight.clone())  # the weight is the model's own until the last pass is done
     if not isinstance(found, Tensor) or found.shape != weight.shape:
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         shape = tuple(weight.shape)
@@ -204,7 +208,13 @@ class _Chosen:
         for pattern, value in sparsity.items():
             for layer in choose_layers(self.module, self.known, [pattern]):
                 found[layer.name] = read_ratio(value, "sparsity")
-        return [found[layer.name] for layer in self.layers]
+        shares = [found[layer.name] for layer in self.layers]
+        if max(shares) > self.options.largest:
+            raise TargetError(
+                f"a sparsity of {max(shares):.1%} cannot be reached when layers lose at most "
+                f"{self.options.largest:.0%} of their weights; raise max_sparsity"
+            )
+        return shares
 
     def _amount(self) -> float:
         """Return how many weights or multiply-accumulates to remove. Raises `TargetError` when there are not enough."""
@@ -223,8 +233,8 @@ class _Chosen:
         if amount > room * (1 + 1e-9):
             raise TargetError(
                 f"{asked} cannot be reached when {len(self.layers)} layers ({', '.join(options.named)}) lose at most "
-                f"{options.largest:.0%} of their weights{least}. Raise the target or max_sparsity, or choose more "
-                "layers, as layers='all'"
+                f"{options.largest:.0%} of their weights{least}. Raise the target or max_sparsity"
+                + ("" if "all" in options.named else ", or choose more layers, as layers='all'")
             )
         return amount
 

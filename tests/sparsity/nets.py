@@ -56,6 +56,44 @@ class Tied(nn.Module):
         return self.head(torch.relu(self.inner(self.embedding(tokens))))
 
 
+class Renamed(nn.Module):
+    """A weight that another module holds under a name of its own and hands to a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.Linear(8, 8, bias=False)
+        self.reader = Reader(layer.weight)
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reader(torch.relu(self.layer(x)))
+
+
+class Reader(nn.Module):
+    """`F.linear` with a parameter of its own."""
+
+    def __init__(self, matrix: nn.Parameter) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.matrix)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that computes with another weight than it holds, as those of NF-Nets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+class Padded(nn.Conv2d):
+    """A convolution with a forward of its own that uses its weight as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(nn.functional.pad(x, (1, 1)), self.weight, self.bias)
+
+
 def image() -> Tensor:
     return torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

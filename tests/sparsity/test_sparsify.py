@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +18,29 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.api.weights import make_step
 from fxprune.errors import InputError, SpecError, TargetError, UsageError
+from fxprune.graph.inputs import Inputs
+from fxprune.graph.passes import parse_spec
 from fxprune.plan import Plan
 from fxprune.runtime.weight_masks import WeightMask, mask_weight, masked_weights
 from fxprune.sparsity.layers import find_layers, mask_of
 from fxprune.sparsity.masks import SparseGraph
 from fxprune.sparsity.selection import uniform_sparsity
+from passes import PASSES
 from tests.laws import EXACT, assert_close, assert_laws
-from tests.sparsity.nets import Bottleneck, Kinds, Tied, count_macs, count_parameters, image
+from tests.sparsity.nets import (
+    Bottleneck,
+    Kinds,
+    Padded,
+    Reader,
+    Renamed,
+    Standardised,
+    Tied,
+    count_macs,
+    count_parameters,
+    image,
+)
 
 LINE = torch.rand(2, 8, 12, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.arange(6).view(1, 6)
@@ -158,6 +174,14 @@ def test_a_criterion_of_ones_own() -> None:
     assert weight[~mask].min() > weight[mask].max()
 
 
+def test_a_criterion_that_writes_into_its_weight_leaves_the_model_alone() -> None:
+    model, before = _bottleneck(), _bottleneck().get_parameter("expand.weight")
+    result = fxprune.sparsify(model, image(), sparsity=0.5, block="1x1", criterion=lambda _, weight: weight.abs_())
+    assert torch.equal(model.get_parameter("expand.weight"), before)
+    mask = masked_weights(result.module)["expand.weight"].mask
+    assert torch.equal(result.module.expand.weight, before * mask)  # type: ignore[union-attr]
+
+
 def test_tied_weights_have_one_mask_and_stay_tied() -> None:
     torch.manual_seed(0)
     model = Tied().eval()
@@ -171,6 +195,94 @@ def test_tied_weights_have_one_mask_and_stay_tied() -> None:
     assert again.head.parametrizations.weight[0] is again.embedding.parametrizations.weight[0]
     fxprune.finalize(module)
     assert module.head.weight is module.embedding.weight
+
+
+def test_tied_weights_are_counted_once_and_no_row_is_negative() -> None:
+    report = fxprune.sparsify(Tied().eval(), TOKENS, sparsity=0.5, layers=["head"]).report
+    assert {row.layer: row.parameters for row in report.layers}["embedding"] == (96, 48)
+    assert min(min(row.parameters) for row in report.layers) == 0
+    assert sum(row.parameters[1] for row in report.layers) == report.parameters[1]
+
+
+def test_a_weight_with_two_names_stays_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Renamed().eval(), torch.rand(2, 8)
+    result = fxprune.sparsify(model, x, sparsity=0.5, layers="all")
+    module = result.module
+    assert torch.equal(module.layer.weight, module.reader.matrix)  # type: ignore[union-attr, arg-type]
+    expected = module(x)
+    fxprune.save(result, tmp_path / "saved")
+    assert torch.equal(fxprune.load(tmp_path / "saved", Renamed().eval()).module(x), expected)
+    assert torch.equal(fxprune.finalize(module)(x), expected)
+    assert module.layer.weight is module.reader.matrix  # type: ignore[union-attr]
+
+
+def test_a_weight_that_the_graph_itself_holds_stays_dense() -> None:
+    class Root(Reader):
+        def __init__(self) -> None:
+            layer = nn.Linear(8, 8)
+            super().__init__(layer.weight)
+            self.layer, self.other = layer, nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.layer(self.other(x)))
+
+    result = fxprune.sparsify(Root().eval(), torch.rand(2, 8), sparsity=0.5, layers="all")
+    assert masked_weights(result.module).keys() == {"other.weight"}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_weights_that_cannot_be_masked_are_named() -> None:
+    model = nn.Sequential(
+        nn.utils.weight_norm(nn.Conv2d(4, 8, 1)), Standardised(8, 8, 1), Padded(8, 8, 1), nn.LSTM(4, 4)
+    )
+    x = torch.rand(1, 4, 4, 4)
+    result = fxprune.sparsify(model[:3].eval(), x, sparsity=0.5)
+    assert masked_weights(result.module).keys() == {"2.weight"}
+    assert result.report.notes == (
+        "weights that no convolution or linear layer reads as they are stay dense: 0.weight_v, 1.weight",
+    )
+    assert result.report.macs[1] == result.report.macs[0] - 8 * 8 // 2 * 4 * 6
+
+
+def test_weights_that_functions_read_are_named_where_they_are_asked_for() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Reader(nn.Parameter(torch.rand(8, 8)))).eval()
+    result = fxprune.sparsify(model, torch.rand(2, 8), sparsity=0.5, layers="linear")
+    assert result.report.notes == (
+        "weights that no convolution or linear layer reads as they are stay dense: 1.matrix",
+    )
+    assert fxprune.sparsify(model, torch.rand(2, 8), sparsity=0.5, layers="0").report.notes == ()
+
+
+def test_a_model_without_layers_to_mask_is_refused() -> None:
+    for model, frontend in ((nn.Linear(8, 8), "symbolic"), (nn.Sequential(nn.Linear(8, 8)), "export")):
+        with pytest.raises(SpecError, match="calls no convolution or linear layer"):
+            fxprune.sparsify(model.eval(), torch.rand(2, 8), sparsity=0.5, layers="all", frontend=frontend)
+
+
+def test_weights_without_values_are_refused() -> None:
+    with pytest.raises(InputError, match="on the meta device"):
+        fxprune.sparsify(_bottleneck().to("meta"), image().to("meta"), sparsity=0.5)
+
+
+def test_layers_without_weights_are_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 0)).eval()
+    result = fxprune.sparsify(model, torch.rand(2, 8), sparsity=0.5, layers="all")
+    assert result.report.macs == (128, 64)
+    with pytest.raises(TargetError, match="no layer can be made sparse"):
+        fxprune.sparsify(model[1:], torch.rand(2, 8), sparsity=0.5, layers="all")
+
+
+def test_a_pair_of_sizes_is_a_block_with_a_spelling() -> None:
+    step = make_step(Inputs.of(image()), "auto", sparsity=0.5, block=(2, 3))
+    assert str(step) == "weight-sparsification{sparsity=0.5,block=2x3}"
+    assert parse_spec(str(step), PASSES) == (step,)
+
+
+def test_a_finalized_model_pickles() -> None:
+    x, result = image(), fxprune.sparsify(_bottleneck(), image(), sparsity=0.5)
+    module = fxprune.finalize(result.module)
+    assert torch.equal(pickle.loads(pickle.dumps(module))(x), module(x))
 
 
 def test_making_a_sparse_model_sparser_keeps_its_zeros() -> None:
@@ -273,6 +385,26 @@ def test_weight_norm_is_masked_where_it_acts() -> None:
     assert result.report.layers[0].sparsity == (0.0, 0.5)
 
 
+def test_saving_a_spectral_norm_in_training_keeps_what_it_gives_in_evaluation(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), nn.ReLU())
+
+    x = torch.rand(2, 8)
+    result = fxprune.sparsify(build(), x, sparsity=0.5, layers="all")
+    fxprune.save(result, tmp_path / "saved")
+    loaded = fxprune.load(tmp_path / "saved", build()).module
+    assert torch.equal(loaded.eval()(x), result.module.eval()(x))
+
+
+def test_half_precision_criteria_may_sum_to_more_than_it_holds() -> None:
+    model = nn.Sequential(nn.Linear(512, 512)).half().eval()
+    result = fxprune.sparsify(
+        model, torch.rand(1, 512).half(), sparsity=0.5, layers="all", criterion=lambda _, w: w.abs() + 1
+    )
+    assert result.report.sparsity[1] > 0.49
+
+
 def test_a_layer_without_weights_left_is_named() -> None:
     result = fxprune.sparsify(
         _bottleneck(),
@@ -281,7 +413,7 @@ def test_a_layer_without_weights_left_is_named() -> None:
         block="1x1",
         criterion=lambda name, w: torch.full_like(w, name == "project"),
     )
-    assert any("no weight left" in note and "expand" in note for note in result.report.notes)
+    assert "layers with no weight left give the same for every input: expand" in result.report.notes
 
 
 def test_the_layers_of_a_graph() -> None:
@@ -308,6 +440,11 @@ BAD: list[tuple[dict[str, Any], type[UsageError], str]] = [
     ({"sparsity": 0.5, "scope": "local"}, SpecError, "unknown scope 'local'"),
     ({"sparsity": 0.5, "criterion": "magnitud"}, SpecError, "did you mean 'magnitude'"),
     ({"sparsity": 0.5, "block": "1by4"}, SpecError, "cannot read the block '1by4'"),
+    ({"sparsity": 0.5, "block": (1, 2, 3)}, SpecError, r"cannot read the block \(1, 2, 3\)"),
+    ({"sparsity": 0.5, "block": (1, 4.0)}, SpecError, r"cannot read the block \(1, 4.0\)"),
+    ({"sparsity": {"conv": 0.9}, "max_sparsity": 0.5}, TargetError, "sparsity of 90.0% cannot be reached"),
+    ({"macs": "1%", "layers": "all"}, TargetError, r"Raise the target or max_sparsity$"),
+    ({"sparsity": 0.5, "criterion": lambda _, weight: -weight.abs()}, SpecError, "is negative for 'expand'"),
     ({"sparsity": 0.5, "block": "1x64"}, TargetError, "has 1x64 channels"),
     ({"sparsity": 0.5, "layers": ["expnd"]}, SpecError, "did you mean 'expand'"),
     ({"sparsity": 0.5, "layers": ["norm"]}, SpecError, "no convolution or linear layer matches 'norm'"),
@@ -337,6 +474,25 @@ def test_a_damaged_mask_is_refused(kept: str) -> None:
     text = plan.to_json().replace(plan.weights[0].kept, kept)
     with pytest.raises(UsageError, match="the plan is malformed: ValueError: 'kept' of expand"):
         Plan.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("found", "damaged"),
+    [
+        ('"dims": [0, 1]', '"dims": [0, 5]'),
+        ('"dims": [0, 1]', '"dims": [1, 1]'),
+        ('"shape": [20, 6, 1, 1]', '"shape": []'),
+        ('"shape": [20, 6, 1, 1]', '"shape": [20, 0]'),
+        ('"block": "1x4"', '"block": "1x0"'),
+        ('"frontend": "symbolic"', '"frontend": []'),
+        ('"weights": [', '"weights": [7, '),
+    ],
+)
+def test_a_damaged_plan_is_one_clear_error(found: str, damaged: str) -> None:
+    text = fxprune.sparsify(_bottleneck(), image(), sparsity=0.5).plan.to_json()
+    assert found in text
+    with pytest.raises(UsageError, match="the plan is malformed"):
+        Plan.from_json(text.replace(found, damaged))
 
 
 def test_half_precision_and_frozen_weights_keep_what_they_are() -> None:

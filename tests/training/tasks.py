@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from fxprune.runtime.weight_masks import mask_weight
 from fxprune.training import History, Hook, Moment, Record
 
 
@@ -45,23 +45,10 @@ def net(seed: int = 0) -> nn.Sequential:
     )
 
 
-class Masked(nn.Module):
-    """A parametrisation that keeps a fixed set of weights."""
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mask", mask)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.mask
-
-
 def masked_net(seed: int = 0) -> nn.Sequential:
     module = net(seed)
     for layer in (module[0], module[4]):
-        parametrize.register_parametrization(layer, "weight", Masked(torch.rand(layer.weight.shape) > 0.5))
+        mask_weight([(layer, "weight")], torch.rand(layer.weight.shape) > 0.5)
     return module
 
 

@@ -128,7 +128,7 @@ test_resuming.run(masked_net(), sys.argv[1])
 
 def test_a_killed_process_is_continued(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "run"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)], env=environment, check=False)
     assert killed.returncode == 9
     assert len(json.loads((folder / "log.json").read_text())["epochs"]) == 2

@@ -19,7 +19,7 @@ from fxprune.sparsity.schedules import SCHEDULES, find_schedule
 from fxprune.sparsity.selection import Sparsifier
 from fxprune.training import Hook, Moment, Training, classification, cross_entropy, train
 from fxprune.training.gradual import GradualSparsity
-from tests.sparsity.nets import Bottleneck, image
+from tests.sparsity.nets import Bottleneck, Tied, image
 
 
 def _model() -> nn.Module:
@@ -99,6 +99,14 @@ def test_sparsify_gradually_gives_a_result(tmp_path: Path) -> None:
     assert torch.equal(fxprune.load(tmp_path / "saved", _model()).module(x), result.module.eval()(x))
 
 
+def test_the_plan_of_a_gradual_run_goes_back_to_the_model_before_all_cuts(tmp_path: Path) -> None:
+    x, slim = image(), fxprune.prune(_model(), image(), ratio=0.2)
+    result, _ = fxprune.sparsify_gradually(slim.module, x, _batches(2), cross_entropy, Training(1), sparsity=0.5)
+    assert result.plan.spec == f"{slim.plan.spec},weight-sparsification{{sparsity=0.5}}"
+    fxprune.save(result, tmp_path / "saved")
+    assert torch.equal(fxprune.load(tmp_path / "saved", _model()).module(x), result.module.eval()(x))
+
+
 def test_a_killed_gradual_run_goes_on(tmp_path: Path) -> None:
     class Kill(Hook):
         name = "kill"
@@ -165,6 +173,17 @@ def test_thresholds_are_learned_from_a_model_to_a_result(tmp_path: Path) -> None
         assert not weight[~mask].any()
     fxprune.save(result, tmp_path / "saved")
     assert torch.equal(fxprune.load(tmp_path / "saved", _model()).module(x), result.module.eval()(x))
+
+
+def test_thresholds_of_tied_weights_become_masks(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokens = [(torch.randint(12, (4, 6)),) for _ in range(4)]
+    trace = fxprune.learn_thresholds(
+        Tied(), tokens[0], tokens, lambda module, batch: module(batch[0]).square().mean(), Training(2), folder=tmp_path,
+        validation=tokens, regularization=1e-2, threshold_rate=1e-2, interval=1, growth=0.1,
+    )  # fmt: skip
+    module = fxprune.apply_checkpoint(Tied(), tokens[0], trace.checkpoints[-1]).module
+    assert {"embedding.weight", "head.weight"} <= masked_weights(module).keys()
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

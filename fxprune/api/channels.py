@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from fxprune.api.results import Result, Source, rewrite
 from fxprune.graph.inputs import ExampleInputs, Inputs
-from fxprune.graph.passes import Observer, Pipeline
+from fxprune.graph.passes import Observer
 from fxprune.importance import Criterion, Evidence
 from fxprune.selection import read_patterns
 from passes import ChannelSelection, ChannelSurgery, MaskInsertion
@@ -83,15 +82,6 @@ def prune(
         evidence=None if batches is None or loss is None else Evidence(batches, loss),
     )
     masks = MaskInsertion(attention)
-    source = Source(model, Inputs.of(example_inputs), frontend, _spell(masks, selection), seed)
-    return rewrite(source, (masks, selection, ChannelSurgery()), selection, observers)
-
-
-def _spell(masks: MaskInsertion, selection: ChannelSelection) -> str:
-    """Spell the pipeline for the record; a function is named, and ratios by layer are said to be such."""
-    plain = selection
-    if callable(selection.criterion):
-        plain = replace(plain, criterion=getattr(selection.criterion, "__name__", "callable"))
-    if isinstance(selection.ratio, Mapping):
-        plain = replace(plain, ratio="by-layer")
-    return str(Pipeline((masks, replace(plain, evidence=None), ChannelSurgery())))
+    steps = (masks, selection, ChannelSurgery())
+    source = Source(model, Inputs.of(example_inputs), frontend, ",".join(step.record() for step in steps), seed)
+    return rewrite(source, steps, selection, observers)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.api.results import Result, Source, rewrite
-from fxprune.api.weights import make_step, sparsify, spell
+from fxprune.api.weights import make_step, sparsify
 from fxprune.checkpoint import load_checkpoint
 from fxprune.errors import PlanError, SpecError, nearest
 from fxprune.graph.inputs import ExampleInputs, Inputs
@@ -72,16 +72,16 @@ def sparsify_gradually(
     inputs = Inputs.of(example_inputs)
     frontend = target.pop("frontend", "auto")
     step = make_step(inputs, frontend, **target)
-    wanted = step.sparsifier
+    step.check_target()
     result = sparsify(
-        model, inputs, sparsity=0.0, block=step.block, layers=wanted.named, exclude=step.exclude, frontend=frontend
+        model, inputs, sparsity=0.0, block=step.block, layers=step.named, exclude=step.exclude, frontend=frontend
     )
-    hook = GradualSparsity(result.module, wanted, schedule, start, end, interval)
+    hook = GradualSparsity(result.module, step, schedule, start, end, interval)
     options = replace(training, keep_best=False, tolerance=None)
     history = train(
         result.module, batches, loss, options, validation=validation, measure=measure, hooks=[hook], folder=folder
     )
-    source = Source(model, inputs, frontend, spell(step), training.seed)
+    source = Source(model, inputs, frontend, step.record(), training.seed)
     plan = source.plan(result.traced, chosen=None, weights=read_weight_masks(result.module))
     keep_plan(result.module, plan)
     return replace(result, plan=plan), history

@@ -11,7 +11,7 @@ from torch import nn
 from fxprune.api.results import Result, Source, rewrite
 from fxprune.cost import CostModel
 from fxprune.graph.inputs import ExampleInputs, Inputs
-from fxprune.graph.passes import Observer, Pipeline
+from fxprune.graph.passes import Observer
 from fxprune.graph.tracing import trace
 from fxprune.selection import read_patterns
 from fxprune.sparsity.layers import KINDS, find_layers, is_kind, other_weights
@@ -19,7 +19,7 @@ from fxprune.sparsity.masks import SparseGraph
 from fxprune.sparsity.selection import Sparsifier, WeightCriterion
 from passes import WeightSparsification
 
-__all__ = ["make_step", "sparsify", "spell"]
+__all__ = ["make_step", "sparsify"]
 
 
 def sparsify(
@@ -86,20 +86,20 @@ def sparsify(
         max_sparsity=max_sparsity,
         seed=seed,
     )
-    result = rewrite(Source(model, inputs, frontend, spell(step), seed), (step,), None, observers)
-    return replace(result, notes=tuple(_dense(result, step.sparsifier)))
+    result = rewrite(Source(model, inputs, frontend, step.record(), seed), (step,), None, observers)
+    return replace(result, notes=tuple(_dense(result, step)))
 
 
-def _dense(result: Result, sparsifier: Sparsifier) -> Iterator[str]:
+def _dense(result: Result, step: Sparsifier) -> Iterator[str]:
     """Say what was asked for and stays dense."""
     costs = CostModel(result.traced, result.orbits)
     layers = find_layers(result.traced, {})
-    small = [layer.name for layer in sparsifier.too_small(result.traced, layers)]
+    small = [layer.name for layer in step.too_small(result.traced, layers)]
     others = other_weights(result.traced, layers, costs.macs_by_node(costs.all_kept()))
-    asked = [word for word in sparsifier.named if word in KINDS]
+    asked = [word for word in step.named if word in KINDS]
     unread = [name for name, shape in others.items() if any(is_kind(shape, word) for word in asked)]
     for what, names in (
-        (f"layers with fewer channels than a block of {sparsifier.block}", small),
+        (f"layers with fewer channels than a block of {step.block}", small),
         ("weights that no convolution or linear layer reads as they are", unread),
     ):
         if names:
@@ -119,12 +119,3 @@ def make_step(
     if isinstance(macs, nn.Module):
         macs = SparseGraph(trace(macs, inputs, frontend=frontend)).whole["macs"]
     return WeightSparsification(macs=macs, layers=read_patterns(layers), exclude=read_patterns(exclude), **options)
-
-
-def spell(step: WeightSparsification) -> str:
-    """Spell the pipeline for the record; a function is named, and sparsities by layer are said to be such."""
-    if callable(step.criterion):
-        step = replace(step, criterion=getattr(step.criterion, "__name__", "callable"))
-    if isinstance(step.sparsity, Mapping):
-        step = replace(step, sparsity="by-layer")
-    return str(Pipeline((step,)))

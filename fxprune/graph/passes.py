@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,21 +44,38 @@ class Pass:
         return PassResult(module, changed)
 
     def __str__(self) -> str:
-        """Spell the pass with the options that differ from their defaults: `channel-selection{macs=50%}`."""
+        """Spell the pass with the options that differ from their defaults: `channel-selection{macs=50%}`.
+
+        Raises `SpecError` for an option that no spec can give, such as a function.
+        """
+        return self._spelled(_spell)
+
+    def record(self) -> str:
+        """Spell the pass for a plan: functions by their names, options by layer as "by-layer", no data."""
+        return self._spelled(_name)
+
+    def _spelled(self, spell: Callable[[Pass, str, Any], str]) -> str:
         options = [
-            f"{field.name}={_spell(self.name, field.name, value)}"
+            f"{field.name}={spell(self, field.name, value)}"
             for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) != field.default
+            if field.compare and (value := getattr(self, field.name)) != field.default
         ]
         return self.name + (f"{{{','.join(options)}}}" if options else "")
 
 
-def _spell(name: str, option: str, value: Any) -> str:
+def _spell(step: Pass, option: str, value: Any) -> str:
     if isinstance(value, tuple):
-        return "|".join(_spell(name, option, v) for v in value)
+        return "|".join(_spell(step, option, v) for v in value)
     if isinstance(value, (bool, int, float, str)):
         return str(value)
-    raise SpecError(f"option '{option}' of pass '{name}' is a {type(value).__name__}, which has no spelling in a spec")
+    kind = type(value).__name__
+    raise SpecError(f"option '{option}' of pass '{step.name}' is a {kind}, which has no spelling in a spec")
+
+
+def _name(step: Pass, option: str, value: Any) -> str:
+    if callable(value):
+        return getattr(value, "__name__", "callable")
+    return "by-layer" if isinstance(value, Mapping) else _spell(step, option, value)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from fxprune.graph.tracing import trace
 from fxprune.graph.undisturbed import undisturbed
 from fxprune.insights.roles import ROLES, layer_roles
 from fxprune.selection import read_patterns, read_ratio
-from fxprune.sparsity.blocks import Block
 from fxprune.sparsity.layers import SparseLayer, find_layers, mask_of
 from fxprune.sparsity.masks import mask_layers
 from fxprune.sparsity.selection import Sparsifier, WeightCriterion
@@ -157,7 +156,7 @@ def sensitivity(
     """
     options = Sparsifier(
         read_ratio(sparsity, "sparsity"),
-        block=Block.of(block),
+        block=block,
         scope="uniform",
         layers=read_patterns(layers),
         exclude=read_patterns(exclude),

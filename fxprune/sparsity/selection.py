@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -52,7 +52,7 @@ class Sparsifier:
         sparsity: fraction of the chosen layers' weights that becomes zero, at least ("80%", 0.8); or one for each layer
             name, glob or type.
         macs, parameters: what the model keeps at most, a share of the dense model ("50%", 0.5) or a count.
-        block: tile that becomes zero as a whole, output × input channels.
+        block: tile that becomes zero as a whole, output × input channels: "1x4" or (1, 4).
         scope: "uniform" or "global".
         layers, exclude: which layers, see `choose_layers`.
         criterion: "magnitude" (root mean square of a block, Mao et al. 2017), "random", or a function.
@@ -63,7 +63,7 @@ class Sparsifier:
     sparsity: float | str | Mapping[str, float] | None = None
     macs: float | str | None = None
     parameters: float | str | None = None
-    block: Block = field(default_factory=Block)
+    block: str | tuple[int, int] = "1x4"
     scope: str = "global"
     layers: tuple[str, ...] = ("conv1x1",)
     exclude: tuple[str, ...] = ()
@@ -72,14 +72,9 @@ class Sparsifier:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        given = [name for name in ("sparsity", "macs", "parameters") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise TargetError(
-                f"give exactly one target of sparsity, macs, parameters; got {', '.join(given) or 'none'} "
-                "(for example sparsity='80%')"
-            )
         if isinstance(self.sparsity, Mapping) and self.layers != ("conv1x1",):
             raise SpecError("sparsity names its layers itself: leave out layers, or give one sparsity for all of them")
+        object.__setattr__(self, "block", str(Block.of(self.block)))  # so that a pair of sizes has a spelling too
         check_scope(self.scope)
         if not callable(self.criterion) and self.criterion not in CRITERIA:
             raise SpecError(f"unknown criterion '{self.criterion}'; {nearest(self.criterion, CRITERIA)}")
@@ -95,6 +90,15 @@ class Sparsifier:
     def named(self) -> tuple[str, ...]:
         """Return which layers are asked for."""
         return tuple(self.sparsity) if isinstance(self.sparsity, Mapping) else self.layers
+
+    def check_target(self) -> None:
+        """Raise `TargetError` unless there is exactly one target."""
+        given = [name for name in ("sparsity", "macs", "parameters") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise TargetError(
+                f"give exactly one target of sparsity, macs, parameters; got {', '.join(given) or 'none'} "
+                "(for example sparsity='80%')"
+            )
 
     def choose(self, module: fx.GraphModule, known: Sequence[SparseLayer]) -> tuple[SparseLayer, ...]:
         """Return the layers to make sparse: those asked for, but of those too small for a block.
@@ -126,6 +130,7 @@ class Sparsifier:
 
         Raises `TargetError` when the target cannot be reached, `InputError` for weights that are not finite.
         """
+        self.check_target()
         chosen = _Chosen(self, module, known, self.choose(module, known), whole)
         taken = chosen.take(fraction)
         masks = {}
@@ -136,7 +141,7 @@ class Sparsifier:
 
     def tiling(self, layer: SparseLayer) -> Tiling:
         """Return a layer's weight in blocks."""
-        return Tiling(tuple(layer.shape), layer.output_dim, layer.input_dim, self.block)
+        return Tiling(tuple(layer.shape), layer.output_dim, layer.input_dim, Block.of(self.block))
 
     def importance(self, layer: SparseLayer) -> Tensor:
         """Return the importance of every weight, in the weight's shape; what is masked has none."""

@@ -14,7 +14,6 @@ import fxprune
 from fxprune.errors import SpecError, TargetError, UsageError
 from fxprune.plan import read_weight_masks
 from fxprune.runtime.weight_masks import masked_weights
-from fxprune.sparsity.blocks import Block
 from fxprune.sparsity.schedules import SCHEDULES, find_schedule
 from fxprune.sparsity.selection import Sparsifier
 from fxprune.training import Hook, Moment, Training, classification, cross_entropy, train
@@ -69,7 +68,7 @@ def test_the_cubic_schedule_is_that_of_zhu_and_gupta() -> None:
 def test_masks_grow_as_the_schedule_says_and_never_shrink(schedule: Any) -> None:
     watch = Watch()
     result = fxprune.sparsify(_model(), image(), sparsity=0, block="1x1")
-    sparsifier = Sparsifier(sparsity=0.8, block=Block(1, 1))
+    sparsifier = Sparsifier(sparsity=0.8, block="1x1")
     hook = GradualSparsity(result.module, sparsifier, schedule, start=0.25, end=0.75, interval=2)
     train(result.module, _batches(), cross_entropy, Training(2), hooks=[hook, watch], progress=False)
     found = [_sparsity(masks) for masks in watch.masks]
@@ -118,7 +117,7 @@ def test_a_killed_gradual_run_goes_on(tmp_path: Path) -> None:
 
     def run(folder: Path, at: int) -> nn.Module:
         result = fxprune.sparsify(_model(), image(), sparsity=0, block="1x1")
-        sparsifier = Sparsifier(sparsity=0.8, block=Block(1, 1))
+        sparsifier = Sparsifier(sparsity=0.8, block="1x1")
         kill = Kill()
         kill.at = at
         hooks = [GradualSparsity(result.module, sparsifier, interval=2), kill]

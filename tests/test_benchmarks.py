@@ -1,12 +1,17 @@
-"""The zoo's rows survive a stop, and its tables say what the rows say."""
+"""The zoo's rows survive a stop, and its tables say what the rows say; weight sparsity runs from data to table."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from benchmarks import weight_sparsity
 from benchmarks.zoo import Limits, watch
 from benchmarks.zoo_rows import Row, Rows
 from benchmarks.zoo_tables import tables
@@ -66,3 +71,54 @@ def test_a_process_beyond_its_limits_is_killed() -> None:
     assert run(forever, Limits(1e12, 0.0)) == ({"outcome": "timeout", "reason": "more than 0 s"}, -9)
     assert run(forever, Limits(1.0, 1e6)) == ({"outcome": "memory", "reason": "more than 1e-09 GB"}, -9)
     assert run("", Limits(1e12, 1e6)) == ({}, 0)
+
+
+SOURCE = """
+import numpy, torch
+from torch import nn
+
+def cifar10(split):
+    random = numpy.random.default_rng(0)
+    images = random.integers(0, 255, (300, 32, 32, 3), dtype=numpy.uint8)
+    return images, (images.mean((1, 2, 3)) > 127).astype(numpy.int64)
+
+def cifar_resnet(depth, pretrained):
+    torch.manual_seed(depth)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)).eval()
+
+def normalize_cifar(images):
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+"""
+
+
+def test_shifted_images_keep_their_pixels() -> None:
+    images = [(torch.full((3, 32, 32), float(i + 1)), torch.tensor(i)) for i in range(64)]
+    torch.manual_seed(0)
+    moved, labels = weight_sparsity.augmented(images)
+    assert labels.tolist() == list(range(64))
+    for i, image in enumerate(moved):
+        assert set(image.unique().tolist()) <= {0.0, i + 1.0}
+        assert (image == i + 1).float().mean() >= (28 / 32) ** 2
+    assert len({int((image == 0).sum()) for image in moved}) > 5, "all are shifted alike"
+
+
+def test_weight_sparsity_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "real_data.py").write_text(SOURCE)
+    rows = tmp_path / "rows.json"
+
+    def run(methods: str) -> str:
+        settings = f"--data {tmp_path} --models resnet20 --methods {methods} --levels 50,80 --epochs 1 --limit 50"
+        files = f"--ltp-epochs 2 --json {rows} --work {tmp_path / 'work'}"
+        monkeypatch.setattr(sys, "argv", ["weight_sparsity.py", *settings.split(), *files.split()])
+        weight_sparsity.main()
+        return capsys.readouterr().out
+
+    assert "| uniform  |    50 % |      50.0% |" in run("uniform")
+    first = json.loads(rows.read_text())
+    assert [(row["method"], row["level"], row["epochs"]) for row in first] == [("uniform", 50, 1), ("uniform", 80, 1)]
+    assert "| 1x4 " in run("uniform,1x4,ltp")
+    again = json.loads(rows.read_text())
+    assert again[:2] == first
+    assert {row["method"] for row in again} >= {"uniform", "1x4"}

@@ -10,6 +10,7 @@ threshold until it meets none and stalls. DIR holds `real_data.py`, which gives 
 from __future__ import annotations
 
 import argparse
+import copy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,12 @@ from fxprune.runtime.weight_masks import parametrized
 from fxprune.training import Training, classification, cross_entropy, train
 from fxprune.training.learned_thresholds import LearnedThresholds, attach_thresholds, layer_sparsities
 
-LAYER = "layer3.2.conv2"
-"""The layer of the paper's figure."""
-
 GRADIENTS = {"Eq. 14": False, "Eq. 3": True}
 
 
 def learn(case: Case, data: Any, held: Any, exact: bool, arguments: argparse.Namespace) -> nn.Module:
     """Learn thresholds of all convolutions; return the model as training left it."""
-    model = fxprune.trace(case.model, case.example)
+    model = copy.deepcopy(fxprune.trace(case.model, case.example))
     attach_thresholds(model, [(n, "weight") for n, m in model.named_modules() if isinstance(m, nn.Conv2d)], exact=exact)
     options = Training(
         -(-arguments.steps // len(data)),
@@ -55,25 +53,45 @@ def learn(case: Case, data: Any, held: Any, exact: bool, arguments: argparse.Nam
     return model
 
 
-def layer_of(model: nn.Module) -> tuple[Tensor, LearnedThreshold]:
-    """Return the weights that are trained in the figure's layer, and their threshold."""
+def thresholds_of(model: nn.Module) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Return the trained weights, the threshold and the temperature of every layer."""
+    found = {}
     for path, owner, _, part in parametrized(model, LearnedThreshold):
-        if path == LAYER:
-            held: Any = owner.parametrizations
-            assert isinstance(part, LearnedThreshold)
-            return held["weight"].original.detach(), part
-    raise SystemExit(f"the model has no layer {LAYER}")
+        assert isinstance(part, LearnedThreshold)
+        held: Any = owner.parametrizations
+        found[path] = held["weight"].original.detach(), part.threshold.detach(), part.temperature
+    return found
 
 
-def row_of(name: str, model: nn.Module) -> tuple[str, ...]:
-    """Say how far thresholds came, and how many weights are left near the one of the figure's layer."""
-    weights, part = layer_of(model)
-    threshold = float(part.threshold.detach())
+def zeros_of(weights: Tensor, threshold: Tensor) -> Tensor:
+    """Return which weights hard pruning zeroes."""
+    return weights.square() <= threshold
+
+
+def row_of(layer: str, models: dict[str, nn.Module]) -> tuple[str, ...]:
+    """Say for each gradient how sparse a layer got, and which share of its weights lies near the threshold."""
+    cells = []
+    for model in models.values():
+        weights, threshold, temperature = thresholds_of(model)[layer]
+        near = ((weights.square() - threshold).abs() < 20 * temperature).float().mean()
+        cells.append((f"{threshold:.2e}", f"{zeros_of(weights, threshold).float().mean():.1%}", f"{near:.2%}"))
+    return layer, *(cell for both in zip(*cells, strict=True) for cell in both)
+
+
+def sparsity_of(model: nn.Module) -> float:
+    """Return the share of all weights that hard pruning zeroes."""
     counts = layer_sparsities(model).values()
-    sparsity = sum(zeros for zeros, _ in counts) / sum(total for _, total in counts)
-    near = ((weights.square() - threshold).abs() < threshold / 2).float().mean()
-    zeros, total = layer_sparsities(model)[f"{LAYER}.weight"]
-    return name, f"{sparsity:.1%}", f"{threshold:.2e}", f"{zeros / total:.1%}", f"{near:.2%}"
+    return sum(zeros for zeros, _ in counts) / sum(total for _, total in counts)
+
+
+def draw(case: Case, models: dict[str, nn.Module], layer: str, folder: Path) -> None:
+    """Draw squared weights after against before for both gradients, as the paper's figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = case.model.get_parameter(f"{layer}.weight").detach()
+    for name, model in models.items():
+        weights, threshold, _ = thresholds_of(model)[layer]
+        file = folder / f"stall-{name.replace('. ', '')}.png"
+        plot_pruned_weights(before, weights, file, threshold=float(threshold))
 
 
 def main() -> None:
@@ -89,26 +107,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="threads that torch may use")
     parser.add_argument("--mixed-precision", default="no", help="of training: no or bf16")
+    parser.add_argument("--layer", default="layer2.0.conv2", help="which one to draw")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the figure for both gradients there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table to FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     source = load_source(arguments.data)
     data, held = training_data(source)
-    rows = []
-    for name, exact in GRADIENTS.items():
-        case = cifar_case(source, 20, 1000, 500)
-        before = case.model.get_parameter(f"{LAYER}.weight").detach().clone()
-        model = learn(case, data, held, exact, arguments)
-        rows.append(row_of(name, model))
-        if arguments.plots:
-            arguments.plots.mkdir(parents=True, exist_ok=True)
-            weights, part = layer_of(model)
-            file = arguments.plots / f"stall-{name.replace('. ', '')}.png"
-            plot_pruned_weights(before, weights, file, threshold=float(part.threshold.detach()))
-    header = ["gradient", "sparsity", f"τ of {LAYER}", "its sparsity", "its weights with w² within τ ± τ/2"]
-    table = tabulate(rows, header, "github", disable_numparse=True, colalign=("left", *["right"] * 4))
-    publish([describe_run(("torch", "fxprune", "accelerate")), table], arguments.markdown)
+    case = cifar_case(source, 20, 1000, 500)
+    models = {name: learn(case, data, held, exact, arguments) for name, exact in GRADIENTS.items()}
+    layers = list(thresholds_of(models["Eq. 14"]))
+    columns = [f"{what}, {name}" for what in ("τ", "sparsity", "within 20 T") for name in GRADIENTS]
+    rows = [row_of(layer, models) for layer in layers]
+    table = tabulate(rows, ["layer", *columns], "github", disable_numparse=True, colalign=("left", *["right"] * 6))
+    total = ", ".join(f"{name} {sparsity_of(model):.1%}" for name, model in models.items())
+    if arguments.plots:
+        draw(case, models, arguments.layer, arguments.plots)
+    publish([describe_run(("torch", "fxprune", "accelerate")), table, f"Of all weights: {total}."], arguments.markdown)
 
 
 if __name__ == "__main__":

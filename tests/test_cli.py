@@ -290,12 +290,12 @@ def test_sparsify_for_machines(models: str, out: Path) -> None:
 
 
 def test_sparsify_obeys_every_option(models: str, out: Path) -> None:
-    options = ["--sparsity", "50%", "--block", "2x4", "--scope", "uniform", "--layers", "conv", "--layers", "linear"]
+    options = ["--sparsity", "50%", "--block", "2x4", "--scope", "global", "--layers", "conv", "--layers", "linear"]
     options += ["--exclude", "4", "--criterion", "random", "--max-sparsity", "90%", "--seed", "5"]
     _done("sparsify", f"{models}:narrow", *options[:6], "--layers", "conv", *options[10:], "--out", out)
     plan = artifacts.read_plan_file(out)
     assert (plan.seed, [(row.layer, float(row.mask().float().mean())) for row in plan.weights]) == (5, [("2", 0.5)])
-    for option in ("block=2x4", "scope=uniform", "layers=conv", "exclude=4", "criterion=random", "max_sparsity=90%"):
+    for option in ("block=2x4", "scope=global", "layers=conv", "exclude=4", "criterion=random", "max_sparsity=90%"):
         assert option in plan.spec
     assert "no convolution or linear layer matches 'linear'" in _mistake(
         "sparsify", f"{models}:narrow", *options, "--out", out.parent / "other"
@@ -310,7 +310,7 @@ def test_sparsities_by_layer(models: str, out: Path) -> None:
 
 
 def test_sparsify_to_the_macs_of_another_model(models: str, out: Path) -> None:
-    arguments = ("--macs-of", f"{models}:narrower", "--block", "1x1")
+    arguments = ("--macs-of", f"{models}:narrower", "--block", "1x1", "--scope", "global")
     facts = _facts("sparsify", f"{models}:narrow", *arguments, "--out", out)
     assert facts["report"]["macs"] == [36 * (3 * 8 + 8 * 16 + 16 * 4), 36 * (3 * 8 + 8 * 4)]
 

@@ -28,7 +28,7 @@ _SPARSITY = (
     click.option("--macs-of", metavar="MODEL", help="As many multiply-accumulates as this model has."),
     click.option("--parameters", metavar="AMOUNT", help="Parameters to leave: 50% or 1e6."),
     click.option("--block", default="1x4", show_default=True, help="Weights zeroed together, output × input channels."),
-    click.option("--scope", default="global", show_default=True, help="global or uniform."),
+    click.option("--scope", default="uniform", show_default=True, help="uniform or global."),
     *SPARSE_LAYERS,
     click.option("--max-sparsity", metavar="RATIO", help="Largest fraction of any layer; all of it by default."),
 )

@@ -64,7 +64,7 @@ class Sparsifier:
     macs: float | str | None = None
     parameters: float | str | None = None
     block: str | tuple[int, int] = "1x4"
-    scope: str = "global"
+    scope: str = "uniform"
     layers: tuple[str, ...] = ("conv1x1",)
     exclude: tuple[str, ...] = ()
     criterion: str | WeightCriterion = "magnitude"

@@ -16,7 +16,7 @@ from tests.passes.nets import Residual, traced
 def test_golden(golden: Callable[[str, str], None]) -> None:
     torch.manual_seed(0)
     module = traced(Residual())
-    sparse = Pipeline((WeightSparsification(sparsity=0.5, layers=("all",), scope="uniform"),))(module).graph_module
+    sparse = Pipeline((WeightSparsification(sparsity=0.5, layers=("all",)),))(module).graph_module
     golden("weight_sparsification_residual", fxprune.diff(module, sparse))
 
 
@@ -38,10 +38,10 @@ def test_the_input_is_untouched() -> None:
 
 
 def test_spec_strings() -> None:
-    spec = "weight-sparsification{macs=50%,block=2x4,scope=uniform,layers=conv|head,max_sparsity=0.9}"
+    spec = "weight-sparsification{macs=50%,block=2x4,scope=global,layers=conv|head,max_sparsity=0.9}"
     (step,) = parse_spec(spec, PASSES)
     assert step == WeightSparsification(
-        macs="50%", block="2x4", scope="uniform", layers=("conv", "head"), max_sparsity=0.9
+        macs="50%", block="2x4", scope="global", layers=("conv", "head"), max_sparsity=0.9
     )
     assert str(step) == spec
 

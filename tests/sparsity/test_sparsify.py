@@ -101,7 +101,7 @@ def test_uniform_is_equation_1() -> None:
     graph = SparseGraph(fxprune.trace(model, x))
     inside = sum(layer.uses * layer.shape.numel() for layer in graph.layers if layer.is_kind("conv1x1"))
     wanted = uniform_sparsity(graph.whole["macs"], 0.75 * graph.whole["macs"], inside)
-    found = _sparsities(fxprune.sparsify(model, x, macs="75%", scope="uniform", block="1x1"))
+    found = _sparsities(fxprune.sparsify(model, x, macs="75%", block="1x1"))
     assert found.keys() == {"expand.weight", "project.weight"}
     for name, sparsity in found.items():
         size = model.get_parameter(name).numel()
@@ -110,7 +110,7 @@ def test_uniform_is_equation_1() -> None:
 
 def test_global_takes_the_least_weights_of_all_layers() -> None:
     model = _bottleneck()
-    result = fxprune.sparsify(model, image(), sparsity=0.5, block="1x1", layers=["all"])
+    result = fxprune.sparsify(model, image(), sparsity=0.5, scope="global", block="1x1", layers=["all"])
     kept, gone = [], []
     for name, mask in masked_weights(result.module).items():
         weight = model.get_parameter(name).abs()
@@ -151,7 +151,7 @@ def test_the_macs_of_another_model_are_a_target() -> None:
     torch.manual_seed(0)
     large, small = torchvision.models.mobilenet_v2(width_mult=0.5), torchvision.models.mobilenet_v2(width_mult=0.35)
     x = torch.rand(1, 3, 64, 64)
-    result = fxprune.sparsify(large.eval(), x, macs=small.eval(), scope="uniform")
+    result = fxprune.sparsify(large.eval(), x, macs=small.eval())
     wanted = fxprune.sparsify(small, x, sparsity=0.5).report.macs[0]
     assert wanted * 0.998 < result.report.macs[1] <= wanted
 
@@ -359,7 +359,7 @@ def test_saved_results_load_to_the_bit(tmp_path: Path, order: str) -> None:
     x, module = image(), _bottleneck()
     for job in order.split(", "):
         result = (
-            fxprune.sparsify(module, x, sparsity=0.5, layers=["all"], scope="uniform")
+            fxprune.sparsify(module, x, sparsity=0.5, layers=["all"])
             if job == "sparse"
             else fxprune.prune(module, x, ratio=0.5, scope="uniform")
         )
@@ -379,7 +379,7 @@ def test_saved_results_load_to_the_bit(tmp_path: Path, order: str) -> None:
 def test_weight_norm_is_masked_where_it_acts() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 4)).eval()
-    result = fxprune.sparsify(model, torch.rand(1, 8), sparsity=0.5, layers=["linear"], scope="uniform")
+    result = fxprune.sparsify(model, torch.rand(1, 8), sparsity=0.5, layers=["linear"])
     weight: Tensor = result.module.get_submodule("0").weight  # type: ignore[assignment]
     assert int((weight == 0).sum()) == 32
     assert result.report.layers[0].sparsity == (0.0, 0.5)
@@ -410,6 +410,7 @@ def test_a_layer_without_weights_left_is_named() -> None:
         _bottleneck(),
         image(),
         sparsity=0.5,
+        scope="global",
         block="1x1",
         criterion=lambda name, w: torch.full_like(w, name == "project"),
     )

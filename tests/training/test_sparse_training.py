@@ -85,14 +85,14 @@ def test_sparsify_gradually_gives_a_result(tmp_path: Path) -> None:
     model, x = _model(), image()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     result, history = fxprune.sparsify_gradually(
-        model, x, _batches(), cross_entropy, Training(2, tolerance=0.5), macs="70%", scope="uniform", interval=3,
+        model, x, _batches(), cross_entropy, Training(2, tolerance=0.5), macs="70%", interval=3,
         validation=_batches(2), measure=classification,
     )  # fmt: skip
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "the model changed"
     assert [record.epoch for record in history.records] == [1, 2]
     assert result.report.macs[1] <= 0.7 * result.report.macs[0]
     assert result.report.macs[1] > 0.69 * result.report.macs[0]
-    assert result.plan.spec == "weight-sparsification{macs=70%,scope=uniform}"
+    assert result.plan.spec == "weight-sparsification{macs=70%}"
     assert result.plan.weights == read_weight_masks(result.module)
     fxprune.save(result, tmp_path / "saved")
     assert torch.equal(fxprune.load(tmp_path / "saved", _model()).module(x), result.module.eval()(x))

@@ -27,7 +27,20 @@ __all__ = ["CRITERIA", "Sparsifier", "WeightCriterion", "uniform_sparsity"]
 WeightCriterion = Callable[[str, Tensor], Tensor]
 """(name of the layer, its weight) → importance of every weight ≥ 0, in the weight's shape."""
 
-CRITERIA = ("magnitude", "random")
+
+def magnitude(layer: SparseLayer, seed: int) -> Tensor:  # noqa: ARG001
+    """The weights themselves, of which a block's root mean square counts (Mao et al. 2017)."""
+    return layer.weight
+
+
+def random(layer: SparseLayer, seed: int) -> Tensor:
+    """Uniform in (0, 1], from the seed and the layer's name."""
+    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(layer.name.encode()))
+    return 1 - torch.rand(layer.shape, generator=generator)
+
+
+CRITERIA: dict[str, Callable[[SparseLayer, int], Tensor]] = {"magnitude": magnitude, "random": random}
+"""What weights are ranked by, by name: (layer, seed) → values in the weight's shape, those nearest to 0 leave first."""
 
 
 def uniform_sparsity(whole: float, wanted: float, layers: float) -> float:
@@ -55,7 +68,7 @@ class Sparsifier:
         block: tile that becomes zero as a whole, output × input channels: "1x4" or (1, 4).
         scope: "uniform" or "global".
         layers, exclude: which layers, see `choose_layers`.
-        criterion: "magnitude" (root mean square of a block, Mao et al. 2017), "random", or a function.
+        criterion: a name of `CRITERIA`, or a function.
         max_sparsity: largest fraction that leaves any layer.
         seed: of "random".
     """
@@ -145,20 +158,14 @@ class Sparsifier:
 
     def importance(self, layer: SparseLayer) -> Tensor:
         """Return the importance of every weight, in the weight's shape; what is masked has none."""
-        weight = layer.weight
-        if weight.is_meta:
+        if layer.original.is_meta:
             raise InputError(f"'{layer.name}' is on the meta device and has no values to rank; load its weights first")
         if callable(self.criterion):
-            found = _judged(self.criterion, layer.name, weight)
-        elif self.criterion == "random":
-            generator = torch.Generator().manual_seed(self.seed ^ zlib.crc32(layer.name.encode()))
-            found = 1 - torch.rand(weight.shape, generator=generator)  # in (0, 1], above what is masked
+            found = _judged(self.criterion, layer.name, layer.weight)
         else:
-            found = weight
+            found = CRITERIA[self.criterion](layer, self.seed)
         if not bool(torch.isfinite(found.sum(dtype=torch.promote_types(found.dtype, torch.float32)))):
             raise InputError(f"'{layer.name}' has weights that are not finite; restore a sound checkpoint")
-        if callable(self.criterion) and bool((found < 0).any()):
-            raise SpecError(f"the criterion is negative for '{layer.name}'; return importance, 0 for the least")
         mask = mask_of(layer)
         return found if mask is None else found.to(mask.device) * mask
 
@@ -169,6 +176,8 @@ def _judged(criterion: WeightCriterion, name: str, weight: Tensor) -> Tensor:
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         shape = tuple(weight.shape)
         raise SpecError(f"the criterion returned {got} for '{name}'; return a tensor of the weight's shape {shape}")
+    if bool((found < 0).any()):
+        raise SpecError(f"the criterion is negative for '{name}'; return importance, 0 for the least")
     return found.detach()
 
 

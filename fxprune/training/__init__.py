@@ -1,9 +1,27 @@
 """The training loop that fine-tuning, learned thresholds and learned channels run on."""
 
+from fxprune.training.gradual import GradualSparsity
 from fxprune.training.history import History, Record
 from fxprune.training.hooks import Hook, Moment
+from fxprune.training.learned_thresholds import LearnedThresholds, attach_thresholds, harden
 from fxprune.training.loop import train
 from fxprune.training.objectives import classification, cross_entropy
 from fxprune.training.options import Training
+from fxprune.training.traces import Checkpoint, Trace
 
-__all__ = ["History", "Hook", "Moment", "Record", "Training", "classification", "cross_entropy", "train"]
+__all__ = [
+    "Checkpoint",
+    "GradualSparsity",
+    "History",
+    "Hook",
+    "LearnedThresholds",
+    "Moment",
+    "Record",
+    "Trace",
+    "Training",
+    "attach_thresholds",
+    "classification",
+    "cross_entropy",
+    "harden",
+    "train",
+]

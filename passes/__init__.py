@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fxprune.graph.passes import Pass
+from passes.batchnorm_folding import BatchnormFolding
 from passes.channel_selection import ChannelSelection
 from passes.channel_surgery import ChannelSurgery
 from passes.dead_code_elimination import DeadCodeElimination
@@ -15,6 +16,7 @@ from passes.weight_sparsification import WeightSparsification
 
 __all__ = [
     "PASSES",
+    "BatchnormFolding",
     "ChannelSelection",
     "ChannelSurgery",
     "DeadCodeElimination",
@@ -35,5 +37,6 @@ PASSES: tuple[type[Pass], ...] = (
     ChannelSurgery,
     WeightSparsification,
     WeightPlanApplication,
+    BatchnormFolding,
     DeadCodeElimination,
 )

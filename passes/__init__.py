@@ -6,6 +6,7 @@ from fxprune.graph.passes import Pass
 from passes.batchnorm_folding import BatchnormFolding
 from passes.channel_selection import ChannelSelection
 from passes.channel_surgery import ChannelSurgery
+from passes.conv1x1_to_linear import Conv1x1ToLinear
 from passes.dead_code_elimination import DeadCodeElimination
 from passes.mask_insertion import MaskInsertion
 from passes.orbit_detection import OrbitDetection
@@ -19,6 +20,7 @@ __all__ = [
     "BatchnormFolding",
     "ChannelSelection",
     "ChannelSurgery",
+    "Conv1x1ToLinear",
     "DeadCodeElimination",
     "MaskInsertion",
     "OrbitDetection",
@@ -38,5 +40,6 @@ PASSES: tuple[type[Pass], ...] = (
     WeightSparsification,
     WeightPlanApplication,
     BatchnormFolding,
+    Conv1x1ToLinear,
     DeadCodeElimination,
 )

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fxprune.graph.passes import Pass
-from fxprune.runtime.weight_masks import WeightMask
+from fxprune.runtime.weight_masks import WeightMask, class_of
 
 __all__ = ["BatchnormFolding"]
 
@@ -29,7 +29,8 @@ class BatchnormFolding(Pass):
 
     1. in training, or without running statistics, since it then depends on the batch;
     2. where something else reads what the layer makes, or a layer is called more than once or has tied parameters;
-    3. behind a layer whose weight is computed, but for masks, which zero the same weights after scaling.
+    3. behind a layer whose weight is computed, but for masks, which zero the same weights after scaling;
+    4. where it, or the layer, is of a class of its own (timm's batch norms hold an activation).
     """
 
     name: ClassVar[str] = "batchnorm-folding"
@@ -43,13 +44,18 @@ class BatchnormFolding(Pass):
         return bool(folded)
 
 
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
 def _fold(module: fx.GraphModule, node: fx.Node, calls: Counter[str], held: Counter[int]) -> bool:
     """Fold the batch norm that a node calls into the layer before; return whether that could be done."""
     norm, source = _leaf(module, node), node.args[0] if node.args else None
-    if not isinstance(norm, _BatchNorm) or not isinstance(source, fx.Node) or list(source.users) != [node]:
+    if not isinstance(norm, _NORMS) or not isinstance(source, fx.Node) or list(source.users) != [node]:
         return False
     layer = _leaf(module, source)
     if not isinstance(layer, (_ConvNd, nn.Linear)) or not _can_scale(layer, source):
+        return False
+    if type(norm) not in _NORMS or not class_of(layer).__module__.startswith("torch.nn."):
         return False
     is_own = calls[str(node.target)] == calls[str(source.target)] == 1
     if not is_own or any(held[id(p)] > 1 for p in (*layer.parameters(), *norm.parameters())):

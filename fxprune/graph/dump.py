@@ -110,7 +110,8 @@ def _argument(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}: {_argument(v)}" for k, v in value.items()) + "}"
     if isinstance(value, slice):
-        return ":".join("" if p is None else _argument(p) for p in (value.start, value.stop))
+        parts = (value.start, value.stop) if value.step is None else (value.start, value.stop, value.step)
+        return ":".join("" if part is None else _argument(part) for part in parts)
     return repr(value)
 
 

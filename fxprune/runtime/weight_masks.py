@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 __all__ = [
     "WeightMask",
+    "class_of",
     "effective_parameters",
     "finalize",
     "is_weight_mask",
@@ -106,8 +107,12 @@ def kind_of(module: nn.Module) -> str:
     >>> type(layer).__name__, kind_of(layer)
     ('ParametrizedLinear', 'Linear')
     """
-    kind = type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
-    return kind.__name__
+    return class_of(module).__name__
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """Return a module's class, without what parametrising made of it."""
+    return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
 
 
 def mask_weight(owners: Iterable[tuple[nn.Module, str]], mask: Tensor) -> None:

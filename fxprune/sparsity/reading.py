@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
+
+from fxprune.runtime.weight_masks import class_of
 
 __all__ = ["reads_plainly"]
 
@@ -33,7 +34,7 @@ def reads_plainly(layer: nn.Linear | _ConvNd) -> bool:
     >>> reads_plainly(nn.Linear(4, 4)), reads_plainly(Centred(4, 4))
     (True, False)
     """
-    kind: Any = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
+    kind: Any = class_of(layer)
     if kind.__module__.startswith("torch."):
         return True
     probe: Any = kind.__new__(kind)

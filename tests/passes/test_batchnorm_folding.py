@@ -100,6 +100,25 @@ def test_training_and_missing_statistics() -> None:
     _folded(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)), batch, 1)
 
 
+class NormAct(nn.BatchNorm2d):
+    """A batch norm with an activation in it, as timm's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class Scaled(nn.Conv2d):
+    """A convolution that is not only one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sigmoid()
+
+
+def test_classes_of_their_own_must_stay() -> None:
+    _folded(nn.Sequential(nn.Conv2d(3, 4, 1), NormAct(4)), torch.rand(1, 3, 4, 4), 1)
+    _folded(nn.Sequential(Scaled(3, 4, 1), nn.BatchNorm2d(4)), torch.rand(1, 3, 4, 4), 1)
+
+
 def test_masks_stay_masks() -> None:
     x = torch.rand(1, 3, 64, 64)
     sparse = fxprune.sparsify(torchvision.models.mobilenet_v2().eval(), x, sparsity=0.5).module

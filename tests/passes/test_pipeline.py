@@ -43,7 +43,7 @@ def test_every_pass_spells_itself(kind: type[Pass]) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("conv1x1", r"unknown pass 'conv1x1'; known: "),
+        ("winograd", r"unknown pass 'winograd'; known: "),
         ("mask-insertio", r"unknown pass 'mask-insertio'; did you mean 'mask-insertion'"),
         ("channel-selection{mac=50%}", r"has no option 'mac'; did you mean 'macs'"),
         ("channel-selection{macs}", r"has no option 'macs'|macs"),

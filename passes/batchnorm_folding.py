@@ -30,7 +30,7 @@ class BatchnormFolding(Pass):
     1. in training, or without running statistics, since it then depends on the batch;
     2. where something else reads what the layer makes, or a layer is called more than once or has tied parameters;
     3. behind a layer whose weight is computed, but for masks, which zero the same weights after scaling;
-    4. where it, or the layer, is of a class of its own (timm's batch norms hold an activation).
+    4. where it, or the layer, is of a class of its own. Of timm's, which hold an activation, that is what stays.
     """
 
     name: ClassVar[str] = "batchnorm-folding"
@@ -44,18 +44,33 @@ class BatchnormFolding(Pass):
         return bool(folded)
 
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_REST: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys([f"torch.nn.modules.batchnorm.BatchNorm{dims}d" for dims in (1, 2, 3)], ()),
+    "timm.layers.norm_act.BatchNormAct2d": ("drop", "act"),
+}
+"""What batch norms do after normalising, by class: modules that they hold, in order."""
+
+
+def _rest_of(norm: nn.Module) -> list[nn.Module] | None:
+    """Return what a batch norm does after normalising; None where that is not known."""
+    kind = class_of(norm)
+    names = _REST.get(f"{kind.__module__}.{kind.__qualname__}")
+    held = None if names is None else [norm.get_submodule(name) for name in names]
+    return None if held is None else [part for part in held if not isinstance(part, nn.Identity)]
 
 
 def _fold(module: fx.GraphModule, node: fx.Node, calls: Counter[str], held: Counter[int]) -> bool:
     """Fold the batch norm that a node calls into the layer before; return whether that could be done."""
     norm, source = _leaf(module, node), node.args[0] if node.args else None
-    if not isinstance(norm, _NORMS) or not isinstance(source, fx.Node) or list(source.users) != [node]:
+    rest = None if norm is None else _rest_of(norm)
+    if not isinstance(norm, _BatchNorm) or rest is None or len(rest) > 1:
+        return False
+    if not isinstance(source, fx.Node) or list(source.users) != [node]:
         return False
     layer = _leaf(module, source)
     if not isinstance(layer, (_ConvNd, nn.Linear)) or not _can_scale(layer, source):
         return False
-    if type(norm) not in _NORMS or not class_of(layer).__module__.startswith("torch.nn."):
+    if not class_of(layer).__module__.startswith("torch.nn."):
         return False
     is_own = calls[str(node.target)] == calls[str(source.target)] == 1
     if not is_own or any(held[id(p)] > 1 for p in (*layer.parameters(), *norm.parameters())):
@@ -63,6 +78,9 @@ def _fold(module: fx.GraphModule, node: fx.Node, calls: Counter[str], held: Coun
     if norm.training or norm.running_mean is None or norm.running_var is None:
         return False
     _scale(layer, norm)
+    if rest:
+        module.set_submodule(str(node.target), rest[0])
+        return True
     node.replace_all_uses_with(source)
     module.graph.erase_node(node)
     return True

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.graph.passes import Pipeline
 from fxprune.runtime.weight_masks import masked_weights
-from passes import BatchnormFolding
+from passes import BatchnormFolding, batchnorm_folding
 from tests.laws import assert_close, randomise, run
 from tests.passes.nets import Residual, traced
 
@@ -117,6 +117,31 @@ class Scaled(nn.Conv2d):
 def test_classes_of_their_own_must_stay() -> None:
     _folded(nn.Sequential(nn.Conv2d(3, 4, 1), NormAct(4)), torch.rand(1, 3, 4, 4), 1)
     _folded(nn.Sequential(Scaled(3, 4, 1), nn.BatchNorm2d(4)), torch.rand(1, 3, 4, 4), 1)
+
+
+class Activated(nn.BatchNorm2d):
+    """A batch norm with modules in it, as timm's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.Hardswish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+def test_what_a_batch_norm_holds_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Activated(4), nn.Conv2d(4, 4, 1))
+    _folded(model, torch.rand(1, 3, 4, 4), 1)
+    monkeypatch.setitem(batchnorm_folding._REST, f"{__name__}.Activated", ("drop", "act"))
+    _folded(model, torch.rand(1, 3, 4, 4), 0)
+    folded = FOLD(fxprune.trace(model, torch.rand(1, 3, 4, 4).double())).graph_module
+    assert isinstance(folded.get_submodule("1"), nn.Hardswish)
+
+
+def test_batch_norms_of_timm() -> None:
+    timm = pytest.importorskip("timm")
+    _folded(timm.create_model("efficientnet_b0"), torch.rand(1, 3, 64, 64), 0)
 
 
 def test_masks_stay_masks() -> None:

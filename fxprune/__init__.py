@@ -47,23 +47,10 @@ __all__ = [
     "trace",
 ]
 
-_FACADE = {
-    "Result",
-    "apply_checkpoint",
-    "apply_plan",
-    "learn_thresholds",
-    "load",
-    "prune",
-    "run_passes",
-    "save",
-    "sparsify",
-    "sparsify_gradually",
-}
-
 
 def __getattr__(name: str) -> Any:
     """Import the façade on first use: it imports `passes`, which import this package."""
-    if name in _FACADE:
+    if name in __all__:
         from fxprune import api
 
         return getattr(api, name)

@@ -31,9 +31,9 @@ __all__ = [
     "PlannedOrbit",
     "PlannedWeight",
     "keep_plan",
+    "load_plan",
     "plan_of",
     "read_plan",
-    "read_plan_text",
     "read_weight_masks",
     "write_masks",
     "write_weight_masks",
@@ -179,7 +179,7 @@ def _weight(row: Mapping[str, Any]) -> PlannedWeight:
     return planned
 
 
-def read_plan_text(path: str | os.PathLike[str]) -> Plan:
+def load_plan(path: str | os.PathLike[str]) -> Plan:
     """Read a plan from its file. Raises `PlanError`."""
     try:
         return Plan.from_json(Path(path).read_text(encoding="utf-8"))

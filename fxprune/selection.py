@@ -27,13 +27,14 @@ __all__ = [
     "Constraints",
     "Target",
     "check_scope",
+    "check_target",
     "choose",
     "eligible_orbits",
     "match_layers",
     "read_amount",
+    "read_limit",
     "read_patterns",
     "read_ratio",
-    "read_share",
 ]
 
 
@@ -50,12 +51,7 @@ class Target:
     parameters: float | str | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("ratio", "macs", "parameters") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise TargetError(
-                f"give exactly one target of ratio, macs, parameters; got {', '.join(given) or 'none'} "
-                "(for example macs='50%')"
-            )
+        check_target("macs='50%'", ratio=self.ratio, macs=self.macs, parameters=self.parameters)
 
 
 @dataclass(frozen=True)
@@ -77,13 +73,12 @@ class Constraints:
     def __post_init__(self) -> None:
         if self.round_to < 1 or self.min_width < 1:
             raise TargetError(f"round_to ({self.round_to}) and min_width ({self.min_width}) must be at least 1")
-        if not 0 < self.largest_ratio <= 1:
-            raise TargetError(f"max_ratio is {self.max_ratio}; give a fraction in (0, 1]")
+        read_limit(self.max_ratio, "max_ratio")
 
     @property
     def largest_ratio(self) -> float:
         """`max_ratio` as a number."""
-        return read_share(self.max_ratio, "max_ratio")
+        return read_limit(self.max_ratio, "max_ratio")
 
     def widths(self, orbit: Orbit) -> Tensor:
         """Return the widths that an orbit may have, int64, descending from its own."""
@@ -99,7 +94,7 @@ def read_amount(value: float | str, what: str, whole: float) -> float:
     >>> read_amount("50%", "macs", 300.0), read_amount(0.5, "macs", 300.0), read_amount(120, "macs", 300.0)
     (150.0, 150.0, 120.0)
     """
-    number = read_share(value, what)
+    number = _share(value, what)
     share = str(value).strip().endswith("%") or number <= 1
     amount = number * whole if share else number
     if not 0 < amount <= whole:
@@ -110,7 +105,23 @@ def read_amount(value: float | str, what: str, whole: float) -> float:
     return amount
 
 
-def read_share(value: float | str, what: str) -> float:
+def check_target(example: str, **targets: object) -> None:
+    """Raise `TargetError` unless exactly one target is given; `example` is what the message suggests."""
+    given = [name for name, value in targets.items() if value is not None]
+    if len(given) != 1:
+        got = ", ".join(given) or "none"
+        raise TargetError(f"give exactly one target of {', '.join(targets)}; got {got} (for example {example})")
+
+
+def read_limit(value: float | str, what: str) -> float:
+    """Return the largest fraction that may leave, in (0, 1]. Raises `TargetError` otherwise."""
+    limit = _share(value, what)
+    if not 0 < limit <= 1:
+        raise TargetError(f"{what} is {value}; give a fraction in (0, 1]")
+    return limit
+
+
+def _share(value: float | str, what: str) -> float:
     """Read a number; "50%" is 0.5."""
     text = str(value).strip()
     try:
@@ -250,7 +261,7 @@ def read_ratio(value: float | str, what: str = "ratio") -> float:
     >>> read_ratio("30%"), read_ratio(0.3)
     (0.3, 0.3)
     """
-    ratio = read_share(value, what)
+    ratio = _share(value, what)
     if not 0 <= ratio < 1:
         raise TargetError(f"{what}={value} is outside [0, 1); it is the fraction that is removed, as 0.3 or '30%'")
     return ratio

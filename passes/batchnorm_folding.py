@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fxprune.graph.passes import Pass
-from fxprune.runtime.weight_masks import WeightMask, class_of
+from fxprune.runtime.weight_masks import class_of, is_plain, place_of
 
 __all__ = ["BatchnormFolding"]
 
@@ -92,11 +92,8 @@ def _leaf(module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 def _can_scale(layer: _ConvNd | nn.Linear, node: fx.Node) -> bool:
     """Whether the channels of what a layer makes are the outputs of its weight, which is a parameter as it is."""
-    if parametrize.is_parametrized(layer, "bias"):
+    if parametrize.is_parametrized(layer, "bias") or not is_plain(layer, "weight"):
         return False
-    if parametrize.is_parametrized(layer, "weight"):
-        parts: Any = layer.parametrizations
-        return all(isinstance(part, WeightMask) for part in parts["weight"])
     if isinstance(layer, _ConvTransposeNd):
         return layer.groups == 1
     value = node.meta.get("val")
@@ -106,10 +103,7 @@ def _can_scale(layer: _ConvNd | nn.Linear, node: fx.Node) -> bool:
 
 def _scale(layer: _ConvNd | nn.Linear, norm: _BatchNorm) -> None:
     """Give a layer the weight and bias that make what the batch norm would."""
-    owner: Any = layer
-    name = "weight"
-    if parametrize.is_parametrized(layer, "weight"):
-        owner, name = owner.parametrizations["weight"], "original"
+    owner, name = place_of(layer, "weight")
     assert norm.running_mean is not None
     assert norm.running_var is not None
     statistics = norm.running_mean, norm.running_var, norm.eps

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from fxprune.graph.passes import Pass
 from fxprune.graph.shapes import propagate_shapes
-from fxprune.runtime.weight_masks import WeightMask, class_of, mask_weight, weight_mask
+from fxprune.runtime.weight_masks import class_of, is_plain, mask_weight, place_of, weight_mask
 
 __all__ = ["Conv1x1ToLinear"]
 
@@ -93,8 +93,7 @@ def _is_linear(layer: Any, held: Counter[int]) -> bool:
     pads = set(layer.padding) - {0} if isinstance(layer.padding, tuple) else set()
     if set(layer.kernel_size) != {1} or layer.groups != 1 or pads or any(held[id(p)] > 1 for p in layer.parameters()):
         return False
-    parts = layer.parametrizations if parametrize.is_parametrized(layer) else {}
-    return all(isinstance(part, WeightMask) for chain in parts.values() for part in chain)
+    return is_plain(layer, "weight") and not parametrize.is_parametrized(layer, "bias")
 
 
 def _batched(node: fx.Node, layer: Any) -> bool:
@@ -206,10 +205,12 @@ def _is_global_pool(module: fx.GraphModule, node: fx.Node) -> bool:
         return False
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
     keeps = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
-    return bool(keeps) and {d % value.dim() for d in _sizes(dims)} == set(range(2, value.dim()))
+    if not keeps or not all(isinstance(d, int) for d in _sizes(dims)):
+        return False
+    return {d % value.dim() for d in _sizes(dims)} == set(range(2, value.dim()))
 
 
-def _sizes(value: Any) -> Iterator[int]:
+def _sizes(value: Any) -> Iterator[Any]:
     """Yield one number or several."""
     yield from value if isinstance(value, (tuple, list)) else (value,)
 
@@ -218,7 +219,7 @@ def _replace(module: fx.GraphModule, path: str) -> None:
     """Put a linear layer with the convolution's weight in its place."""
     layer: Any = module.get_submodule(path)
     mask = weight_mask(layer, "weight")
-    original = layer.parametrizations["weight"].original if mask is not None else layer.weight
+    original = getattr(*place_of(layer, "weight"))
     linear = nn.Linear(layer.in_channels, layer.out_channels, layer.bias is not None, device="meta")
     linear.weight = nn.Parameter(original.detach().flatten(1), requires_grad=original.requires_grad)
     linear.bias = layer.bias

@@ -9,7 +9,7 @@ from torch import fx
 
 from fxprune.errors import UsageError
 from fxprune.graph.passes import Pass
-from fxprune.plan import Plan, read_plan_text, write_masks
+from fxprune.plan import Plan, load_plan, write_masks
 from fxprune.runtime.masks import has_masks
 
 __all__ = ["PlanApplication"]
@@ -31,5 +31,5 @@ class PlanApplication(Pass):
         """Write the masks."""
         if not has_masks(module):
             raise UsageError("the graph has no masks to write a plan into; run mask-insertion before plan-application")
-        write_masks(module, self.plan if isinstance(self.plan, Plan) else read_plan_text(self.plan))
+        write_masks(module, self.plan if isinstance(self.plan, Plan) else load_plan(self.plan))
         return True

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import fx
 
 from fxprune.graph.passes import Pass
-from fxprune.plan import Plan, read_plan_text, write_weight_masks
+from fxprune.plan import Plan, load_plan, write_weight_masks
 
 __all__ = ["WeightPlanApplication"]
 
@@ -29,4 +29,4 @@ class WeightPlanApplication(Pass):
 
     def rewrite(self, module: fx.GraphModule) -> bool:
         """Write the masks."""
-        return write_weight_masks(module, self.plan if isinstance(self.plan, Plan) else read_plan_text(self.plan))
+        return write_weight_masks(module, self.plan if isinstance(self.plan, Plan) else load_plan(self.plan))

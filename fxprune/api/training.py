@@ -65,7 +65,7 @@ def sparsify_gradually(
         validation: data to measure on after every epoch.
         measure: what to measure.
         folder: makes the run resumable.
-        target: the target and options of `sparsify`.
+        target: the target and options of `sparsify`, but for observers.
 
     Returns the sparse model as `sparsify` does, and the history of the training. Raises what these two raise.
     """
@@ -127,14 +127,14 @@ def learn_thresholds(
 
     Raises `SpecError`, `InputError`, `ArtifactError` and what tracing and training raise.
     """
+    if training.clip_norm is not None:
+        raise SpecError("clip_norm would scale the weights' gradients by those of the thresholds; leave it out")
     graph = trace(model, example_inputs, frontend=frontend)
     chosen = choose_layers(graph, find_layers(graph, {}), read_patterns(layers), read_patterns(exclude))
     trained = copy.deepcopy(model)
     attach_thresholds(trained, [(layer.name, "weight") for layer in chosen], temperature, exact)
     place = Path(folder)
     hook = LearnedThresholds(place / "trace", **options)
-    if training.clip_norm is not None:
-        raise SpecError("clip_norm would scale the weights' gradients by those of the thresholds; leave it out")
     always = replace(training, keep_best=False, tolerance=None)
     train(
         trained,

@@ -9,12 +9,11 @@ from typing import Any
 from torch import nn
 
 from fxprune.api.results import Result, Source, rewrite
-from fxprune.cost import CostModel
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Observer
 from fxprune.graph.tracing import trace
 from fxprune.selection import read_patterns
-from fxprune.sparsity.layers import KINDS, find_layers, is_kind, other_weights
+from fxprune.sparsity.layers import DEFAULT_LAYERS, KINDS, is_kind, other_weights
 from fxprune.sparsity.masks import SparseGraph
 from fxprune.sparsity.selection import Sparsifier, WeightCriterion
 from passes import WeightSparsification
@@ -31,7 +30,7 @@ def sparsify(
     parameters: float | str | None = None,
     block: str | tuple[int, int] = "1x4",
     scope: str = "uniform",
-    layers: str | Iterable[str] = ("conv1x1",),
+    layers: str | Iterable[str] = DEFAULT_LAYERS,
     exclude: str | Iterable[str] = (),
     criterion: str | WeightCriterion = "magnitude",
     max_sparsity: float | str = 1.0,
@@ -93,10 +92,9 @@ def sparsify(
 
 def _dense(result: Result, step: Sparsifier) -> Iterator[str]:
     """Say what was asked for and stays dense."""
-    costs = CostModel(result.traced, result.orbits)
-    layers = find_layers(result.traced, {})
-    small = [layer.name for layer in step.too_small(result.traced, layers)]
-    others = other_weights(result.traced, layers, costs.macs_by_node(costs.all_kept()))
+    graph = SparseGraph(result.traced)
+    small = [layer.name for layer in step.too_small(graph.module, graph.layers)]
+    others = other_weights(graph.module, graph.layers, graph.macs)
     asked = [word for word in step.named if word in KINDS]
     unread = [name for name, shape in others.items() if any(is_kind(shape, word) for word in asked)]
     for what, names in (
@@ -112,7 +110,7 @@ def make_step(
     frontend: str,
     *,
     macs: float | str | nn.Module | None = None,
-    layers: str | Iterable[str] = ("conv1x1",),
+    layers: str | Iterable[str] = DEFAULT_LAYERS,
     exclude: str | Iterable[str] = (),
     **options: Any,
 ) -> WeightSparsification:

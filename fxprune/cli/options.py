@@ -17,7 +17,6 @@ from fxprune.zoo import ModelSource
 __all__ = [
     "AS_JSON",
     "ATTENTION",
-    "DEFAULT_LAYERS",
     "SPARSE_LAYERS",
     "commands",
     "read_by_layer",
@@ -33,7 +32,7 @@ _Command = Callable[..., None]
 @click.version_option(package_name="fxprune")
 @click.pass_context
 def commands(context: click.Context) -> None:
-    """Make trained PyTorch models physically slimmer.
+    """Make trained PyTorch models physically slimmer, and sparser.
 
     MODEL is torchvision:NAME, timm:NAME, or path/to/file.py:callable, where the callable takes no argument and returns
     a module or a pair (module, example inputs).
@@ -83,8 +82,6 @@ SPARSE_LAYERS = (
     click.option("--exclude", multiple=True, metavar="LAYER", help="Not these layers; repeatable."),
     click.option("--criterion", default="magnitude", show_default=True, help="magnitude or random."),
 )
-
-DEFAULT_LAYERS = ("conv1x1",)
 
 
 def with_options(options: tuple[Callable[[_Command], _Command], ...]) -> Callable[[_Command], _Command]:

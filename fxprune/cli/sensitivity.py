@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from fxprune.callables import import_callable
-from fxprune.cli.options import AS_JSON, DEFAULT_LAYERS, SPARSE_LAYERS, commands, show_notes, takes_model, with_options
+from fxprune.cli.options import AS_JSON, SPARSE_LAYERS, commands, show_notes, takes_model, with_options
 from fxprune.console import Progress
 from fxprune.errors import ArtifactError
 from fxprune.insights.sensitivity import Sensitivity, sensitivity
 from fxprune.plots import check_plot, plot_sensitivity
-from fxprune.sparsity.layers import SparseLayer
+from fxprune.sparsity.layers import DEFAULT_LAYERS, SparseLayer
 from fxprune.zoo import ModelSource, build_model
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from fxprune import api
-from fxprune.cli.options import DEFAULT_LAYERS, SPARSE_LAYERS, commands, read_by_layer, takes_model, with_options
+from fxprune.cli.options import SPARSE_LAYERS, commands, read_by_layer, takes_model, with_options
 from fxprune.cli.saving import Saving, saves_result
 from fxprune.console import Progress
 from fxprune.errors import ArtifactError, SpecError, TargetError
 from fxprune.insights.profile import sparsity_profile
 from fxprune.plots import check_plot, plot_macs_by_role, plot_sparsity
+from fxprune.sparsity.layers import DEFAULT_LAYERS
 from fxprune.zoo import ModelSource, build_model
 
 _SPARSITY = (

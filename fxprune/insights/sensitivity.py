@@ -21,7 +21,7 @@ from fxprune.graph.tracing import trace
 from fxprune.graph.undisturbed import undisturbed
 from fxprune.insights.roles import ROLES, layer_roles
 from fxprune.selection import read_patterns, read_ratio
-from fxprune.sparsity.layers import SparseLayer, find_layers, mask_of
+from fxprune.sparsity.layers import DEFAULT_LAYERS, SparseLayer, find_layers, mask_of
 from fxprune.sparsity.masks import mask_layers
 from fxprune.sparsity.selection import Sparsifier, WeightCriterion
 
@@ -125,7 +125,7 @@ def sensitivity(
     *,
     sparsity: float | str = 0.95,
     block: str | tuple[int, int] = "1x1",
-    layers: str | Iterable[str] = ("conv1x1",),
+    layers: str | Iterable[str] = DEFAULT_LAYERS,
     exclude: str | Iterable[str] = (),
     criterion: str | WeightCriterion = "magnitude",
     seed: int = 0,

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.labels.orbits import Orbits
 from fxprune.narrowing.kept import Kept
-from fxprune.runtime.weight_masks import plain_name
+from fxprune.runtime.weight_masks import full_name, plain_name
 
 __all__ = ["cut_tensors"]
 
@@ -44,7 +44,7 @@ def _owners(module: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     for path, part in module.named_modules(remove_duplicate=True):
         for attribute, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is not None:
-                name = first.setdefault(id(tensor), plain_name(f"{path}.{attribute}" if path else attribute))
+                name = first.setdefault(id(tensor), plain_name(full_name(path, attribute)))
                 places[name].append((part, attribute))
     return places
 

@@ -18,12 +18,15 @@ __all__ = [
     "class_of",
     "effective_parameters",
     "finalize",
+    "full_name",
+    "is_plain",
     "is_weight_mask",
     "kind_of",
     "mask_weight",
     "masked_weights",
     "own_class",
     "parametrized",
+    "place_of",
     "plain_name",
     "unparametrize",
     "weight_mask",
@@ -65,7 +68,7 @@ def parametrized(module: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str
 
 def masked_weights(module: nn.Module) -> dict[str, WeightMask]:
     """Return the masks of a module by the plain names of their weights (`conv1.weight`)."""
-    return {_join(path, name): mask for path, _, name, mask in parametrized(module, WeightMask)}
+    return {full_name(path, name): mask for path, _, name, mask in parametrized(module, WeightMask)}
 
 
 _MASK = re.compile(r"(^|\.)parametrizations\.\w+\.\d+\.mask$")
@@ -84,7 +87,7 @@ def effective_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Return all parameters by their plain names; masked weights with their zeros, detached."""
     found: dict[str, Tensor] = {plain_name(name): parameter for name, parameter in module.named_parameters()}
     for path, owner, name, _ in parametrized(module, WeightMask):
-        found[_join(path, name)] = getattr(owner, name).detach()
+        found[full_name(path, name)] = getattr(owner, name).detach()
     return found
 
 
@@ -141,6 +144,27 @@ def weight_mask(owner: nn.Module, name: str) -> WeightMask | None:
     return next((part for part in held[name] if isinstance(part, WeightMask)), None)
 
 
+def is_plain(owner: nn.Module, name: str) -> bool:
+    """Whether a tensor is a parameter as it is, but for masks."""
+    if not parametrize.is_parametrized(owner, name):
+        return True
+    held: Any = owner.parametrizations
+    return all(isinstance(part, WeightMask) for part in held[name])
+
+
+def place_of(owner: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module and attribute that keep the parameter of a tensor, itself or what one is computed from.
+
+    >>> layer = nn.utils.parametrizations.orthogonal(nn.Linear(2, 2))
+    >>> place_of(layer, "bias")[1], place_of(layer, "weight")[1]
+    ('bias', 'original')
+    """
+    if not parametrize.is_parametrized(owner, name):
+        return owner, name
+    held: Any = owner.parametrizations
+    return held[name], "original"
+
+
 def finalize(module: _Module) -> _Module:
     """Bake all weight masks into the weights, in place; return the module.
 
@@ -174,5 +198,6 @@ def own_class(owner: nn.Module) -> None:
     owner.__class__ = type(kind.__name__, kind.__bases__, attributes)
 
 
-def _join(path: str, name: str) -> str:
+def full_name(path: str, name: str) -> str:
+    """Return the name of what the module at a path calls `name`; the path of the model itself is empty."""
     return f"{path}.{name}" if path else name

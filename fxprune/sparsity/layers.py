@@ -18,7 +18,16 @@ from fxprune.runtime.weight_masks import kind_of, plain_name, weight_mask
 from fxprune.selection import match_layers
 from fxprune.sparsity.reading import reads_plainly
 
-__all__ = ["KINDS", "SparseLayer", "choose_layers", "find_layers", "is_kind", "mask_of", "other_weights"]
+__all__ = [
+    "DEFAULT_LAYERS",
+    "KINDS",
+    "SparseLayer",
+    "choose_layers",
+    "find_layers",
+    "is_kind",
+    "mask_of",
+    "other_weights",
+]
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,10 @@ class SparseLayer:
 
 KINDS = ("conv1x1", "conv", "linear", "all")
 """Words for layers by what they compute: 1×1 convolutions (the default, as in paper 000), any, linear layers, all."""
+
+
+DEFAULT_LAYERS = ("conv1x1",)
+"""What paper 000 prunes."""
 
 
 def is_kind(shape: torch.Size, kind: str) -> bool:

@@ -44,6 +44,12 @@ class Ranked:
         """Return int32 [blocks] that order as the scores do."""
         return self.scores().view(torch.int32)
 
+    def costs_of(self, blocks: Tensor) -> Tensor:
+        """Return the costs of some blocks, float64, by their numbers int64."""
+        if isinstance(self.costs, Tensor):
+            return self.costs[blocks]
+        return torch.full(blocks.shape, self.costs, dtype=torch.float64)
+
     def histogram(self, bins: Tensor, chosen: Tensor | slice, count: int) -> Tensor:
         """Return the cost of the chosen blocks by bin, float64 [count]."""
         if isinstance(self.costs, Tensor):
@@ -54,7 +60,7 @@ class Ranked:
 def take_least(layers: Sequence[Ranked], amount: float) -> list[Tensor]:
     """Return for each layer which blocks to take, bool [blocks]: the lowest scores of all, together worth `amount`.
 
-    No prefix of them is worth `amount`; their sum is less only where all limits are reached.
+    No shorter prefix of them is worth `amount`; their sum is less only where all limits are reached.
     """
     if not layers:
         return []
@@ -91,7 +97,7 @@ def _take(layers: Sequence[Ranked], key: int, below: Tensor, limits: Tensor, amo
             continue
         mask = keys < key
         ties = (keys == key).nonzero().squeeze(1)
-        costs = layer.costs[ties] if isinstance(layer.costs, Tensor) else torch.full((len(ties),), layer.costs).double()
+        costs = layer.costs_of(ties)
         spent = costs.cumsum(0)
         count = int((spent - costs < rest).sum()) if rest > 0 else 0
         count = min(count, int((cost + spent <= limit).sum()))
@@ -104,7 +110,6 @@ def _take(layers: Sequence[Ranked], key: int, below: Tensor, limits: Tensor, amo
 def _within(layer: Ranked, keys: Tensor, limit: float) -> Tensor:
     """Take the lowest blocks of one layer as far as its limit goes."""
     order = keys.argsort(stable=True)
-    costs = layer.costs[order] if isinstance(layer.costs, Tensor) else torch.full((len(order),), layer.costs).double()
     mask = torch.zeros(len(keys), dtype=torch.bool)
-    mask[order[costs.cumsum(0) <= limit]] = True
+    mask[order[layer.costs_of(order).cumsum(0) <= limit]] = True
     return mask

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.errors import InputError, SpecError, TargetError, nearest
-from fxprune.selection import check_scope, read_amount, read_ratio, read_share
+from fxprune.selection import check_scope, check_target, read_amount, read_limit, read_ratio
 from fxprune.sparsity.blocks import Block, Tiling
-from fxprune.sparsity.layers import SparseLayer, choose_layers, mask_of
+from fxprune.sparsity.layers import DEFAULT_LAYERS, SparseLayer, choose_layers, mask_of
 from fxprune.sparsity.ranking import Ranked, take_least
 
 __all__ = ["CRITERIA", "Sparsifier", "WeightCriterion", "uniform_sparsity"]
@@ -78,26 +78,25 @@ class Sparsifier:
     parameters: float | str | None = None
     block: str | tuple[int, int] = "1x4"
     scope: str = "uniform"
-    layers: tuple[str, ...] = ("conv1x1",)
+    layers: tuple[str, ...] = DEFAULT_LAYERS
     exclude: tuple[str, ...] = ()
     criterion: str | WeightCriterion = "magnitude"
     max_sparsity: float | str = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.sparsity, Mapping) and self.layers != ("conv1x1",):
+        if isinstance(self.sparsity, Mapping) and self.layers != DEFAULT_LAYERS:
             raise SpecError("sparsity names its layers itself: leave out layers, or give one sparsity for all of them")
         object.__setattr__(self, "block", str(Block.of(self.block)))  # so that a pair of sizes has a spelling too
         check_scope(self.scope)
         if not callable(self.criterion) and self.criterion not in CRITERIA:
             raise SpecError(f"unknown criterion '{self.criterion}'; {nearest(self.criterion, CRITERIA)}")
-        if not 0 < self.largest <= 1:
-            raise TargetError(f"max_sparsity is {self.max_sparsity}; give a fraction in (0, 1]")
+        read_limit(self.max_sparsity, "max_sparsity")
 
     @property
     def largest(self) -> float:
         """`max_sparsity` as a number."""
-        return read_share(self.max_sparsity, "max_sparsity")
+        return read_limit(self.max_sparsity, "max_sparsity")
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -106,12 +105,7 @@ class Sparsifier:
 
     def check_target(self) -> None:
         """Raise `TargetError` unless there is exactly one target."""
-        given = [name for name in ("sparsity", "macs", "parameters") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise TargetError(
-                f"give exactly one target of sparsity, macs, parameters; got {', '.join(given) or 'none'} "
-                "(for example sparsity='80%')"
-            )
+        check_target("sparsity='80%'", sparsity=self.sparsity, macs=self.macs, parameters=self.parameters)
 
     def choose(self, module: fx.GraphModule, known: Sequence[SparseLayer]) -> tuple[SparseLayer, ...]:
         """Return the layers to make sparse: those asked for, but of those too small for a block.
@@ -204,6 +198,7 @@ class _Chosen:
             amount = self._amount()
             if self.options.scope == "global":
                 return take_least(self.ranked, fraction * amount)
+            # The amount is F(X) − F(Y).
             shares = [uniform_sparsity(amount, 0, sum(r.total for r in self.ranked))] * len(self.layers)
         return [take_least([r], fraction * s * r.total)[0] for r, s in zip(self.ranked, shares, strict=True)]
 

@@ -54,9 +54,8 @@ class GradualSparsity(Hook):
         self.sparsifier = sparsifier
         self.schedule = find_schedule(schedule)
         self.start, self.end, self.interval, self.reached = start, end, interval, 0.0
-        sparsifier.masks(
-            module, self.graph.layers, self.graph.whole, 0.0
-        )  # an unreachable target fails before training
+        # An unreachable target fails here, before training.
+        sparsifier.masks(module, self.graph.layers, self.graph.whole, 0.0)
 
     def after_step(self, module: nn.Module, moment: Moment) -> None:  # noqa: ARG002
         """Let the masks grow to what the schedule asks for now."""

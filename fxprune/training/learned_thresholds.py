@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from fxprune.errors import ArtifactError, InputError, SpecError, nearest
 from fxprune.runtime.thresholds import LearnedThreshold, hard_pruning
-from fxprune.runtime.weight_masks import own_class, parametrized, unparametrize
+from fxprune.runtime.weight_masks import full_name, own_class, parametrized, place_of, unparametrize
 from fxprune.training.history import Record
 from fxprune.training.hooks import Hook, Moment
 from fxprune.training.traces import Checkpoint, Trace
@@ -64,7 +64,7 @@ def attach_thresholds(
 
 def _parameter(module: nn.Module, path: str, name: str) -> Tensor:
     """Return a parameter that can have a threshold."""
-    full = _join(path, name)
+    full = full_name(path, name)
     owners = dict(module.named_modules(remove_duplicate=False))
     if path not in owners:
         raise InputError(f"the model has no module '{path}'; {nearest(path, owners)}")
@@ -89,7 +89,7 @@ def harden(module: nn.Module) -> dict[str, Tensor]:
     masks = {}
     with hard_pruning(module):
         for path, owner, name, threshold in list(parametrized(module, LearnedThreshold)):
-            masks[_join(path, name)] = threshold.hard_mask(_original(owner, name))
+            masks[full_name(path, name)] = threshold.hard_mask(_original(owner, name))
             unparametrize(owner, name)
     return masks
 
@@ -99,9 +99,9 @@ def hard_state(module: nn.Module) -> dict[str, Tensor]:
     state = module.state_dict()
     with hard_pruning(module), torch.no_grad():
         for path, owner, name, _ in parametrized(module, LearnedThreshold):
-            ours = _join(path, f"parametrizations.{name}.")
+            ours = full_name(path, f"parametrizations.{name}.")
             state = {key: value for key, value in state.items() if not key.startswith(ours)}
-            state[_join(path, name)] = getattr(owner, name)
+            state[full_name(path, name)] = getattr(owner, name)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
@@ -109,17 +109,13 @@ def layer_sparsities(module: nn.Module) -> dict[str, tuple[int, int]]:
     """Return (weights that hard pruning zeroes, all weights) of every tensor with a threshold, tied ones once."""
     masks: dict[int, tuple[str, Tensor]] = {}
     for path, owner, name, threshold in parametrized(module, LearnedThreshold):
-        masks.setdefault(id(threshold), (_join(path, name), threshold.hard_mask(_original(owner, name))))
+        masks.setdefault(id(threshold), (full_name(path, name), threshold.hard_mask(_original(owner, name))))
     return {name: (mask.numel() - int(mask.sum()), mask.numel()) for name, mask in masks.values()}
 
 
 def _original(owner: nn.Module, name: str) -> Tensor:
-    held: Any = owner.parametrizations
-    return held[name].original
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    place, attribute = place_of(owner, name)
+    return getattr(place, attribute)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.graph.passes import Pipeline
-from fxprune.runtime.weight_masks import masked_weights
+from fxprune.runtime.weight_masks import mask_weight, masked_weights
 from passes import BatchnormFolding, batchnorm_folding
 from tests.laws import assert_close, randomise, run
 from tests.passes.nets import Residual, traced
@@ -91,6 +91,13 @@ def test_kinds_of_layers() -> None:
 
 def test_what_must_stay() -> None:
     _folded(Kept(), torch.rand(2, 4, 4), 6)
+
+
+def test_masks_excuse_nothing() -> None:
+    model = Kept()
+    for layer in (model.tokens, model.grouped):
+        mask_weight([(layer, "weight")], torch.rand(layer.weight.shape) < 0.5)
+    _folded(model, torch.rand(2, 4, 4), 6)
 
 
 def test_training_and_missing_statistics() -> None:

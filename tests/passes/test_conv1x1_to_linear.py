@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.graph.passes import Pipeline
-from fxprune.runtime.weight_masks import masked_weights
+from fxprune.runtime.weight_masks import mask_weight, masked_weights
 from passes import BatchnormFolding, Conv1x1ToLinear
 from tests.laws import assert_close, randomise, run
 
@@ -105,6 +105,18 @@ def test_maps_of_one_position_need_no_permute() -> None:
     assert "permute" not in [node.target for node in lowered.graph.nodes]
 
 
+def test_a_mean_of_everything_is_no_pool() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x - torch.mean(x, dim=None, keepdim=True))
+
+    _lowered(Centred(), torch.rand(2, 4, 5, 5))
+
+
 def test_an_example_of_one_position_is_no_vector() -> None:
     _lowered(nn.Sequential(nn.Conv2d(4, 2, 1), nn.ReLU()), torch.rand(2, 4, 1, 1), torch.rand(2, 4, 3, 5))
 
@@ -130,10 +142,11 @@ class Kept(nn.Module):
         self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
         self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
         self.b.weight = self.a.weight
-        self.own, self.single = Own(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.own, self.single, self.shifted = Own(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        mask_weight([(self.shifted, "bias")], torch.tensor([True, False, True, False]))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.own(self.b(self.a(self.normed(self.padded(self.grouped(x))))))
+        x = self.own(self.shifted(self.b(self.a(self.normed(self.padded(self.grouped(x)))))))
         return self.single(x[0])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-__all__ = ["Cause", "LayerRow", "OutputChannels", "Report"]
+__all__ = ["Cause", "LayerRow", "OutputChannels", "Report", "some_of"]
 
 
 @dataclass(frozen=True)
@@ -150,3 +150,12 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
     shown = ", ".join(row.orbits[:3]) + (f" +{len(row.orbits) - 3}" if len(row.orbits) > 3 else "")
     a, b = (f"{share:.1%}" for share in row.sparsity)
     return (row.layer, row.kind, shown, state, *pairs, a if a == b else f"{a} → {b}")
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first five names, for a note.
+
+    >>> some_of(["a", "b"]), some_of(list("abcdef"))
+    ('a, b', 'a, b, c, d, e …')
+    """
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

@@ -17,7 +17,7 @@ from fxprune.labels.detection import find_orbits
 from fxprune.labels.flow import Labelled, Reason, TensorSlots
 from fxprune.labels.orbits import Orbits
 from fxprune.narrowing.kept import Kept, kept_classes
-from fxprune.report import Cause, LayerRow, OutputChannels, Report
+from fxprune.report import Cause, LayerRow, OutputChannels, Report, some_of
 from fxprune.runtime.weight_masks import kind_of
 from fxprune.sparsity.masks import KeptWeights, kept_weights, zeros_by_parameter
 
@@ -126,14 +126,13 @@ def _approximations(orbits: Orbits, classes: Tensor) -> list[str]:
     cut = [o for o in orbits if o.statistical is not None and not bool(classes[o.classes].all())]
     if not cut:
         return []
-    names = ", ".join(o.name for o in cut[:5]) + (" …" if len(cut) > 5 else "")
+    names = some_of([orbit.name for orbit in cut])
     return [f"{len(cut)} orbits were cut through statistics of their channels and are approximate: {names}"]
 
 
 def _emptied(side: _Side) -> list[str]:
     """Say which layers have no weight left."""
-    names = ", ".join(side.empty[:5]) + (" …" if len(side.empty) > 5 else "")
-    return [f"layers with no weight left give the same for every input: {names}"] if side.empty else []
+    return [f"layers with no weight left give the same for every input: {some_of(side.empty)}"] if side.empty else []
 
 
 class _Rows:

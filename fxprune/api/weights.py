@@ -12,6 +12,7 @@ from fxprune.api.results import Result, Source, rewrite
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Observer
 from fxprune.graph.tracing import trace
+from fxprune.report import some_of
 from fxprune.selection import read_patterns
 from fxprune.sparsity.layers import DEFAULT_LAYERS, KINDS, is_kind, other_weights
 from fxprune.sparsity.masks import SparseGraph
@@ -102,7 +103,7 @@ def _dense(result: Result, step: Sparsifier) -> Iterator[str]:
         ("weights that no convolution or linear layer reads as they are", unread),
     ):
         if names:
-            yield f"{what} stay dense: {', '.join(names[:5])}" + (" …" if len(names) > 5 else "")
+            yield f"{what} stay dense: {some_of(names)}"
 
 
 def make_step(

@@ -1,7 +1,11 @@
-"""Merge the training graph and the evaluation graph of one model into one that obeys train() and eval()."""
+"""Merge the training graph and the evaluation graph of one model into one that obeys train() and eval().
+
+And tell which modules act by their mode at all.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 from collections.abc import Iterator, Mapping
@@ -11,7 +15,7 @@ from torch import fx, nn
 
 from fxprune.runtime.modes import by_mode
 
-__all__ = ["merge_modes"]
+__all__ = ["merge_modes", "modules_with_state", "reads_training", "reads_training_only"]
 
 
 def merge_modes(graph: fx.Graph, other: fx.Graph, named: Mapping[str, Any], *, training: bool) -> fx.Graph | None:
@@ -165,3 +169,31 @@ class _Merge:
             chosen = fx.node.map_arg(eval_out, lambda n: self.from_eval[n])
             result = self.merged.create_node("call_function", by_mode, (self._training(), result, chosen))
         self.merged.create_node("output", "output", (result,))
+
+
+def modules_with_state(m: nn.Module) -> Iterator[nn.Module]:
+    """Yield the parts of a module that hold parameters or buffers of their own."""
+    return (s for s in m.modules() if s._parameters or s._buffers)
+
+
+def reads_training(m: nn.Module) -> bool:
+    """Whether a method of a module's class, torch.nn's own aside, reads `self.training`."""
+    kind: Any = type(m)
+    return _class_reads_training(kind)
+
+
+@functools.cache
+def _class_reads_training(kind: Any) -> bool:
+    for base in kind.__mro__:
+        if base.__module__.startswith("torch."):
+            continue
+        for attribute in vars(base).values():
+            code = getattr(inspect.unwrap(attribute) if callable(attribute) else None, "__code__", None)
+            if code is not None and "training" in code.co_names:
+                return True
+    return False
+
+
+def reads_training_only(m: nn.Module) -> bool:
+    """Whether `m` is stateless and acts by `self.training` (DropPath): left a leaf, so train() and eval() reach it."""
+    return reads_training(m) and not any(True for _ in modules_with_state(m))

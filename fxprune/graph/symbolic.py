@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from fxprune.graph.einops import teach_einops
 from fxprune.graph.expansions import expansion_of
 from fxprune.graph.facts import TraceFacts, set_trace_facts
 from fxprune.graph.inputs import Inputs
-from fxprune.graph.modes import merge_modes
+from fxprune.graph.modes import merge_modes, modules_with_state, reads_training, reads_training_only
 from fxprune.graph.opaque import Opaque, OpaqueCallable
 from fxprune.graph.placeholders import make_placeholders
 from fxprune.graph.undisturbed import undisturbed, without_fast_path
@@ -89,17 +88,17 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a call of `m` is one node of the graph."""
-        if module_qualified_name in self.opaque.modules or _reads_training_only(m):
+        if module_qualified_name in self.opaque.modules or reads_training_only(m):
             return True
         if expansion_of(m) is not None:
             self.reads_training |= bool(m.dropout)
             return False
-        has_inner_state = any(p is not m for p in _modules_with_state(m))
+        has_inner_state = any(p is not m for p in modules_with_state(m))
         if isinstance(m, _LEAF_BASES) and not has_inner_state:
             return True
         is_leaf = super().is_leaf_module(m, module_qualified_name) and not isinstance(m, _TRANSPARENT)
         if not is_leaf:
-            self.reads_training |= _reads_training(m)
+            self.reads_training |= reads_training(m)
         return is_leaf
 
     def call_module(
@@ -160,7 +159,7 @@ class _Tracer(fx.Tracer):
         concrete_args: Any = None,  # noqa: ARG002
     ) -> tuple[Callable[..., Any], list[Any]]:
         """Bind placeholders to the model's forward as the example inputs are."""
-        self.reads_training |= _reads_training(self.root)
+        self.reads_training |= reads_training(self.root)
         args, kwargs = make_placeholders(self, self.root.forward, self.inputs)
         return functools.partial(root_fn, self.root, *args, **kwargs), []
 
@@ -202,33 +201,6 @@ def _factories_recorded() -> Iterator[None]:
     finally:
         wrapped.clear()
         wrapped.update(before)
-
-
-def _modules_with_state(m: nn.Module) -> Iterator[nn.Module]:
-    return (s for s in m.modules() if s._parameters or s._buffers)
-
-
-def _reads_training(m: nn.Module) -> bool:
-    """Whether a method of a module's class, torch.nn's own aside, reads `self.training`."""
-    kind: Any = type(m)
-    return _class_reads_training(kind)
-
-
-@functools.cache
-def _class_reads_training(kind: Any) -> bool:
-    for base in kind.__mro__:
-        if base.__module__.startswith("torch."):
-            continue
-        for attribute in vars(base).values():
-            code = getattr(inspect.unwrap(attribute) if callable(attribute) else None, "__code__", None)
-            if code is not None and "training" in code.co_names:
-                return True
-    return False
-
-
-def _reads_training_only(m: nn.Module) -> bool:
-    """Whether `m` is stateless and acts by `self.training` (DropPath): left a leaf, so train() and eval() reach it."""
-    return _reads_training(m) and not any(True for _ in _modules_with_state(m))
 
 
 def trace_symbolically(model: nn.Module, inputs: Inputs) -> fx.GraphModule:

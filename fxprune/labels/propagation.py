@@ -21,6 +21,7 @@ from fxprune.labels.leaves import LeafRule, find_leaf_rule
 from fxprune.labels.literals import KEEPS_INPUT, can_rederive, operator_of
 from fxprune.labels.partition import Partition, partition
 from fxprune.labels.rules import FAMILIES, find_rule, operator_name
+from fxprune.labels.zeros import joins, keeps_zeros
 from fxprune.runtime.masks import is_mask, mask_channels
 from fxprune.runtime.modes import by_mode
 from fxprune.runtime.opaque import OpaqueFunction
@@ -139,14 +140,13 @@ class _LabelMode(MetaMode):
 
         What writes anything else in place ends it for the whole node, since views of the tensor change with it.
         """
-        if not _keeps_zeros(operator) or _pads_by_a_value(operator, args):
+        if not keeps_zeros(operator, args):
             if is_mutating(operator):
                 self._sources.clear()
             return
         sources = [self.source(t) for t in inputs]
         known = {source for source in sources if source is not None}
-        # A product is zero where any factor is; a concatenation only where each part comes from the one input.
-        if len(known) == 1 and (None not in sources or operator_name(operator) not in _JOINS):
+        if len(known) == 1 and (None not in sources or not joins(operator)):
             (source,) = known
             self._sources.update((id(t), (t, source)) for t in _tensors(result))
 
@@ -284,22 +284,3 @@ def _states_facts(operator: OpOverload) -> bool:
     """Whether an operator has something to say even without labels: it makes slots, or costs MACs."""
     name = operator_name(operator)
     return name in FAMILIES["creation"] or name in FAMILIES["contraction"] or name in ("aten.expand", "aten.repeat")
-
-
-_ZERO_TO_ZERO = {"aten.mul", "aten.relu", "aten.neg", "aten.abs", "aten._to_copy", "aten.clone", "aten.constant_pad_nd"}
-
-
-_JOINS = ("aten.cat", "aten.stack")
-
-
-@functools.cache
-def _keeps_zeros(operator: OpOverload) -> bool:
-    """Whether a zero of the input is a zero of the result at the place where its label goes."""
-    name = operator_name(operator).removesuffix("_")
-    families = (FAMILIES["movement"], FAMILIES["reshaping"], FAMILIES["spatial"], _ZERO_TO_ZERO)
-    return any(name in family for family in families)
-
-
-def _pads_by_a_value(operator: OpOverload, args: tuple[Any, ...]) -> bool:
-    """Whether padding puts something else than zero beside the zeros of a channel."""
-    return operator_name(operator) == "aten.constant_pad_nd" and any(args[2:3])

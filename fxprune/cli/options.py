@@ -34,8 +34,8 @@ _Command = Callable[..., None]
 def commands(context: click.Context) -> None:
     """Make trained PyTorch models physically slimmer, and sparser.
 
-    MODEL is torchvision:NAME, timm:NAME, or path/to/file.py:callable, where the callable takes no argument and returns
-    a module or a pair (module, example inputs).
+    MODEL is torchvision:NAME, timm:NAME, transformers:TYPE, or path/to/file.py:callable, where the callable takes no
+    argument and returns a module or a pair (module, example inputs).
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

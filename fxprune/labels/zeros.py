@@ -1,4 +1,4 @@
-"""Where a zero of an operator's input is a zero of its result: there a mask before the operator acts as one behind it."""
+"""Where a zero of an operator's input is a zero of its result: a mask before it then acts as one behind it."""
 
 from __future__ import annotations
 

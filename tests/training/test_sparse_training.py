@@ -191,3 +191,11 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match="does not fit the model"):
         fxprune.apply_checkpoint(nn.Sequential(nn.Conv2d(3, 8, 1)).eval(), image(), trace.checkpoints[-1])
+
+
+def test_thresholds_refuse_a_clipped_gradient(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="clip_norm would scale"):
+        fxprune.learn_thresholds(
+            _model(), image(), [], cross_entropy, Training(1, clip_norm=1.0), folder=tmp_path, validation=[]
+        )
+    assert not list(tmp_path.iterdir())

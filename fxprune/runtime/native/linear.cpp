@@ -1,0 +1,288 @@
+// Products of uint8 activations and a block-sparse int8 matrix, requantised.
+//
+// A tile is a few vectors of positions and all input channels, word (group, position) holding four channels. It is
+// laid out anew in memory of the thread's own, so that every load is aligned and it stays in the first-level cache
+// while all rows of the matrix pass. The four weights of a block are repeated in a vector and multiplied with the
+// tile's vectors of that group: one load and one dot product each.
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "kernels.h"
+#include "lanes.h"
+#include "transpose.h"
+
+namespace fxprune {
+namespace {
+
+constexpr int64_t kVectorBytes = kLanes * 4;
+
+// Positions `first` … `first + count - 1` of `all`, and where their words are: `words` [groups][vectors][kLanes] of the
+// input, `stage` [kSide][vectors][kLanes] of output that is about to leave; rows of both are `pitch` bytes apart.
+struct Tile {
+  const uint8_t* words;
+  uint8_t* stage;
+  int64_t pitch;
+  int64_t first, count, all;
+};
+
+// Memory of a thread, aligned to cache lines, kept from call to call.
+uint8_t* scratch(size_t bytes) {
+  thread_local std::unique_ptr<void, decltype(&std::free)> memory(nullptr, &std::free);
+  thread_local size_t size = 0;
+  if (size < bytes) {
+    size = (bytes + 4095) / 4096 * 4096;
+    memory.reset(std::aligned_alloc(64, size));
+    if (!memory) throw std::bad_alloc();
+    std::memset(memory.get(), 0, size);
+  }
+  return static_cast<uint8_t*>(memory.get());
+}
+
+// Lay out the positions of a tile.
+void gather(const Activations& input, int64_t first, int64_t count, uint8_t* words, int64_t pitch) {
+  if (input.layout == Layout::channels_last) {
+    transpose_all(input.levels + first * input.channels, input.channels, count, input.channels, words, pitch,
+                  4 * count);
+    return;
+  }
+  for (int64_t group = 0; group < input.groups(); ++group)
+    std::memcpy(words + group * pitch, input.levels + (group * input.positions + first) * 4,
+                static_cast<size_t>(4 * count));
+}
+
+// Block columns, read four at a time and long before they are needed: the address of a tile's words depends on a
+// column, and loads that wait for another load hold up all loads behind them.
+struct Columns {
+  const int16_t* last;  // Where the last four columns of the matrix begin.
+
+  uint64_t four(const int16_t* at) const {
+    const int16_t* from = std::min(at, last);
+    uint64_t columns;
+    std::memcpy(&columns, from, 8);
+    return columns >> (16 * (at - from) & 63);
+  }
+};
+
+// Replace every byte of `count` by its entry in a table.
+void look_up(uint8_t* bytes, int64_t count, const uint8_t* table) {
+  int64_t i = 0;
+#if defined(__AVX512VBMI__)
+  const __m512i t0 = load(table), t1 = load(table + 64), t2 = load(table + 128), t3 = load(table + 192);
+  for (; i + 64 <= count; i += 64) {
+    const __m512i index = load(bytes + i);
+    const __m512i low = _mm512_permutex2var_epi8(t0, index, t1), high = _mm512_permutex2var_epi8(t2, index, t3);
+    store(bytes + i, _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high));
+  }
+#endif
+  for (; i < count; ++i) bytes[i] = table[bytes[i]];
+}
+
+// Where the sums of a tile go: those of four channels are collected, then requantised.
+template <int T>
+struct Quad {
+  const Requantization& numbers;
+  Int sums[4][T];
+
+  // Requantise `count` channels from `channel` on to words of one byte a channel.
+  __attribute__((noinline)) void to_levels(int64_t channel, int64_t count, uint8_t* words) const {
+    const Float high = fill(numbers.high);
+    const Int low = fill(static_cast<int32_t>(numbers.low) * 0x01010101);
+    Float multiplier[4], addend[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      multiplier[i] = fill(i < count ? numbers.multiplier[channel + i] : 0.0f);
+      addend[i] = fill(i < count ? numbers.addend[channel + i] : 0.0f);
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      Int level[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+        level[i] = round_to_int(at_most(multiply_then_add(to_float(sums[i][t]), multiplier[i], addend[i]), high));
+      store(words + t * kVectorBytes, raise(narrow(level[0], level[1], level[2], level[3]), low));
+    }
+    if (numbers.table) look_up(words, T * kVectorBytes, numbers.table);
+  }
+
+  // Requantise `count` channels from `channel` on to a row of floats each, `pitch` bytes apart.
+  __attribute__((noinline)) void to_floats(int64_t channel, int64_t count, uint8_t* rows, int64_t pitch) const {
+    const Float low = fill(numbers.low), high = fill(numbers.high);
+    for (int64_t i = 0; i < count; ++i) {
+      const Float multiplier = fill(numbers.multiplier[channel + i]), addend = fill(numbers.addend[channel + i]);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        const Float y = multiply_then_add(to_float(sums[i][t]), multiplier, addend);
+        store(reinterpret_cast<float*>(rows + i * pitch + t * kVectorBytes), at_most(at_least(y, low), high));
+      }
+    }
+  }
+};
+
+// Move some output channels of a tile from the stage to the output.
+void flush(const Tile& tile, int64_t channel, int64_t channels, const Output& output) {
+  const int64_t words = (channels + 3) / 4;
+  if (output.floats) {
+    auto* target = reinterpret_cast<uint8_t*>(output.floats + tile.first * output.channels + channel);
+    transpose_all(tile.stage, tile.pitch, channels, 4 * tile.count, target, 4 * output.channels, 4 * channels);
+  } else if (output.layout == Layout::channels_last) {
+    uint8_t* target = output.levels + tile.first * output.channels + channel;
+    transpose_all(tile.stage, tile.pitch, words, 4 * tile.count, target, output.channels, channels);
+  } else {
+    for (int64_t word = 0; word < words; ++word)
+      std::memcpy(output.levels + ((channel / 4 + word) * tile.all + tile.first) * 4, tile.stage + word * tile.pitch,
+                  static_cast<size_t>(4 * tile.count));
+  }
+}
+
+// Sum the products of the `blocks` blocks of R rows with T vectors of positions. R T sums that are few would wait for
+// one another, so that blocks take turns with U sets of them. `near` holds the first four columns.
+template <int R, int T, int U>
+inline __attribute__((always_inline)) void accumulate(const uint8_t* tile, int64_t pitch, const int8_t* values,
+                                                      const int16_t* columns, int64_t blocks, uint64_t near,
+                                                      const Columns& all, Int (&sums)[U][R][T]) {
+  const auto block = [&](int turn) __attribute__((always_inline)) {
+    const uint8_t* words = tile + (near & 0xffff) * pitch;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const Weight w = repeat(values + (turn * R + r) * 4);
+#pragma GCC unroll 16
+      for (int t = 0; t < T; ++t) sums[turn % U][r][t] = dot(sums[turn % U][r][t], load(words + t * kVectorBytes), w);
+    }
+    near >>= 16;
+  };
+  uint64_t far = all.four(columns + 4);
+  for (; blocks >= 4; blocks -= 4) {
+#pragma GCC unroll 4
+    for (int turn = 0; turn < 4; ++turn) block(turn);
+    near = far;
+    columns += 4;
+    values += 16 * R;
+    far = all.four(columns + 4);
+  }
+  if (blocks > 0) block(0);
+  if (blocks > 1) block(1);
+  if (blocks > 2) block(2);
+}
+
+// Compute the channels of a part for one tile of positions.
+template <int R, int T>
+void multiply(const Tile& tile, const Matrix& matrix, const Requantization& numbers, const Output& output,
+              const Part& part) {
+  constexpr int U = R * T >= 8 ? 1 : R * T >= 4 ? 2 : 4;
+  const bool is_float = output.floats != nullptr;
+  // Whole words of whole vectors are written where they belong, all else by way of the stage.
+  const bool is_direct = !is_float && output.layout == Layout::packed && tile.count == T * kLanes;
+  const int64_t at_once = is_float ? kSide : 4 * kSide;
+  const Columns all{matrix.columns + matrix.blocks - 4};
+  Quad<T> quad{numbers, {}};
+  uint64_t near = all.four(matrix.columns + matrix.row_pointers[part.first_channel / R]);
+  for (int64_t group = part.first_channel; group < part.last_channel; group += at_once) {
+    const int64_t end = std::min(group + at_once, part.last_channel);
+    for (int64_t channel = group; channel < end; channel += R) {
+      const int32_t first = matrix.row_pointers[channel / R], last = matrix.row_pointers[channel / R + 1];
+      Int sums[U][R][T];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const Int offset = fill(channel + r < end ? numbers.offsets[channel + r] : 0);
+#pragma GCC unroll 4
+        for (int u = 0; u < U; ++u)
+#pragma GCC unroll 16
+          for (int t = 0; t < T; ++t) sums[u][r][t] = u == 0 ? offset : fill(0);
+      }
+      const uint64_t now = near;
+      near = all.four(matrix.columns + last);
+      accumulate<R, T, U>(tile.words, tile.pitch, matrix.values + static_cast<int64_t>(first) * R * 4,
+                          matrix.columns + first, last - first, now, all, sums);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) {
+          Int sum = sums[0][r][t];
+#pragma GCC unroll 4
+          for (int u = 1; u < U; ++u) sum = add(sum, sums[u][r][t]);
+          quad.sums[(channel + r) % 4][t] = sum;
+        }
+      const int64_t done = std::min(channel + R, end);
+      if (done % 4 != 0 && done != end) continue;
+      const int64_t begin = (done - 1) / 4 * 4, row = begin - group;
+      if (is_float)
+        quad.to_floats(begin, done - begin, tile.stage + row * tile.pitch, tile.pitch);
+      else if (is_direct)
+        quad.to_levels(begin, done - begin, output.levels + (begin / 4 * tile.all + tile.first) * 4);
+      else
+        quad.to_levels(begin, done - begin, tile.stage + row / 4 * tile.pitch);
+    }
+    if (!is_direct) flush(tile, group, end - group, output);
+  }
+}
+
+using Multiply = decltype(&multiply<1, 1>);
+
+template <int R>
+Multiply with_vectors(int64_t vectors) {
+  switch (vectors) {
+    case 1:
+      return multiply<R, 1>;
+    case 2:
+      return multiply<R, 2>;
+    case 3:
+      return multiply<R, 3>;
+    case 4:
+      return multiply<R, 4>;
+    case 5:
+      return multiply<R, 5>;
+    case 6:
+      return multiply<R, 6>;
+    case 7:
+      return multiply<R, 7>;
+    default:
+      return multiply<R, 8>;
+  }
+}
+
+Multiply kernel(int block_rows, int64_t vectors) {
+  return block_rows == 1   ? with_vectors<1>(vectors)
+         : block_rows == 2 ? with_vectors<2>(vectors)
+                           : with_vectors<4>(vectors);
+}
+
+// How many vectors of positions a tile has at most: its sums stay in registers, its words in the first-level cache.
+int64_t most_vectors(int block_rows, int64_t groups) {
+#if FXPRUNE_AVX512
+  const int64_t in_registers = block_rows == 4 ? 6 : 8;
+#else
+  const int64_t in_registers = block_rows == 4 ? 2 : block_rows == 2 ? 4 : 8;
+#endif
+  const int64_t in_cache = 40 * 1024 / (groups * kVectorBytes);
+  return std::clamp<int64_t>(in_cache, std::min<int64_t>(3, in_registers), in_registers);
+}
+
+}  // namespace
+
+void linear(const Activations& input, const Matrix& matrix, const Requantization& numbers, const Output& output,
+            const Part& part) {
+  if (matrix.blocks < 4) {  // Columns are read four at a time.
+    int16_t columns[4] = {0, 0, 0, 0};
+    std::copy_n(matrix.columns, matrix.blocks, columns);
+    linear(input, {matrix.values, columns, matrix.row_pointers, 4, matrix.block_rows}, numbers, output, part);
+    return;
+  }
+  const int64_t vectors = (part.last_position - part.first_position + kLanes - 1) / kLanes;
+  const int64_t most = most_vectors(matrix.block_rows, input.groups());
+  const int64_t tiles = (vectors + most - 1) / most;
+  const int64_t pitch = (vectors + tiles - 1) / tiles * kVectorBytes;
+  uint8_t* words = scratch(static_cast<size_t>((input.groups() + kSide) * pitch));
+  int64_t first = part.first_position;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t width = vectors / tiles + (i < vectors % tiles ? 1 : 0);
+    const int64_t count = std::min(width * kLanes, part.last_position - first);
+    gather(input, first, count, words, pitch);
+    const Tile tile{words, words + input.groups() * pitch, pitch, first, count, input.positions};
+    kernel(matrix.block_rows, width)(tile, matrix, numbers, output, part);
+    first += count;
+  }
+}
+
+}  // namespace fxprune

@@ -16,8 +16,8 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def sources(tmp_path: Path, cached: Path) -> Path:  # noqa: ARG001
-    """Return a folder of small sources; what is built from them stays with the test."""
+def sources(tmp_path: Path) -> Path:
+    """Return a folder of small sources that make one library."""
     folder = write_sources(tmp_path / "sources", answer=ANSWER)
     (folder / "answer.h").write_text("#define ANSWER 42\n", encoding="utf-8")
     return folder

@@ -20,6 +20,7 @@ from fxprune.runtime.int8 import (
     PACKED,
     Affine,
     BlockSparseInt8Linear,
+    Int8DepthwiseConv2d,
     Int8Linear,
     Requantization,
     compress,
@@ -31,7 +32,8 @@ from fxprune.runtime.int8 import (
     unpack,
 )
 from fxprune.runtime.int8.backends import BACKENDS
-from fxprune.runtime.int8.linear import MOST_FEATURES
+from fxprune.runtime.int8.depthwise import _depthwise as depthwise_reference
+from fxprune.runtime.int8.layer import MOST_FEATURES
 
 SIZES = st.integers(1, 70)
 BLOCKS = st.sampled_from([(1, 4), (2, 4), (4, 4)])
@@ -163,6 +165,10 @@ OPERATORS = {
     "dequantize": lambda: (torch.zeros(2, 5, 4, dtype=torch.uint8), 0.1, 3, PACKED, 7),
     "pack": lambda: (torch.zeros(2, 3, 6, dtype=torch.uint8),),
     "unpack": lambda: (torch.zeros(2, 5, 4, dtype=torch.uint8), 7),
+    "depthwise_int8_conv2d": lambda: (
+        *(torch.zeros(1, 3, 5, 6, dtype=torch.uint8), torch.ones(9, 3, dtype=torch.int8), torch.zeros(3).int()),
+        *(torch.ones(3), torch.zeros(3), None, 0.0, 255.0, torch.uint8, [3, 3], [2, 1], [1, 1], [1, 1], 4),
+    ),
 }
 
 
@@ -248,3 +254,47 @@ def test_bad_values_are_refused(case: str) -> None:
     make, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@needs_native
+@given(
+    st.integers(1, 150),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    *(st.tuples(st.integers(1, 5), st.integers(1, 5)), st.tuples(st.integers(1, 3), st.integers(1, 3))),
+    *(st.booleans(), AFFINES, st.none() | AFFINES),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_native_depthwise_kernel_is_bit_exact(
+    channels: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    is_tabulated: bool,
+    source: Affine,
+    target: Affine | None,
+) -> None:
+    taps = kernel[0] * kernel[1]
+    weight = torch.randint(-127, 128, (channels, taps), dtype=torch.int8)
+    numbers = Requantization.to_float(weight, torch.rand(channels) * 0.01 + 1e-4, torch.randn(channels), source)
+    if target is not None:
+        numbers = numbers.to_levels(target)
+        if is_tabulated:
+            numbers = replace(numbers, table=tabulate(torch.sigmoid, target, Affine(1 / 255, 0)))
+    window = (kernel, stride, [k // 2 for k in kernel], (1, 1))
+    layer = Int8DepthwiseConv2d(weight.t().contiguous(), numbers, window, source, target)
+    images = torch.randint(0, 256, (2, channels, *size), dtype=torch.uint8)
+    held = (layer.weight, *layer.numbers, *layer.window, source.zero_point)
+    got = layer(images)
+    assert torch.equal(got, depthwise_reference(images, *held))
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_depthwise_layer_is_near_the_float_one() -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    source, x = Affine(2 / 255, 40), torch.rand(1, 8, 6, 6) * 1.5
+    weight, scales = quantize_weight(convolution.weight.flatten(1))
+    numbers = Requantization.to_float(weight, scales, convolution.bias, source)
+    layer = Int8DepthwiseConv2d(weight.t().contiguous(), numbers, ([3, 3], [1, 1], [1, 1], [1, 1]), source)
+    assert (layer(source.quantize(x)) - convolution(x)).abs().max() < 0.02
+    assert repr(layer) == "Int8DepthwiseConv2d(8, 3x3 by 1x1, f32)"

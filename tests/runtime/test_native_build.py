@@ -17,7 +17,7 @@ from fxprune.runtime.native.build import SOURCES, build
 from fxprune.runtime.native.toolchain import BuildError, toolchain
 from tests.runtime.native import ANSWER, Compiler, answer, call, in_processes, needs_compiler, write_sources
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.usefixtures("cached")]
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,6 +102,10 @@ def test_flags_make_a_variant_beside_the_others(sources: Path, tmp_path: Path) -
     paths = [build(sources, (f"-DVARIANT={number}",), tmp_path / "variants").path for number in (1, 2)]
     assert [call(path, "variant") for path in paths] == [1, 2]
     assert {path.parents[1] for path in paths} == {tmp_path / "variants"}
+
+
+def test_flags_that_change_no_macro_are_in_the_key(sources: Path) -> None:
+    assert build(sources, ("-fno-unroll-loops",)).path.parent != build(sources).path.parent
 
 
 def test_the_compiler_may_come_with_arguments(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from fxprune.runtime.native.build import build
 from fxprune.runtime.native.loading import Library, Native
 from tests.runtime.native import Compiler, in_processes, needs_compiler, write_sources
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.usefixtures("cached")]
 
 
 def _unset(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:

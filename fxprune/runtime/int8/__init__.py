@@ -7,15 +7,17 @@
 | `blocks` | storage of block-sparse int8 matrices |
 | `requantization` | from int32 accumulators to outputs |
 | `linear_operator`, `backends` | the one operator, and what computes it |
-| `linear` | the layers |
+| `layer`, `linear`, `depthwise` | the layers |
 """
 
 from __future__ import annotations
 
 from fxprune.runtime.int8.affine import Affine, dequantize, quantize
 from fxprune.runtime.int8.blocks import BlockSparse, compress, decompress
+from fxprune.runtime.int8.depthwise import Int8DepthwiseConv2d
+from fxprune.runtime.int8.layer import quantize_weight
 from fxprune.runtime.int8.layouts import CHANNELS_LAST, PACKED, pack, unpack
-from fxprune.runtime.int8.linear import BlockSparseInt8Linear, Int8Linear, quantize_weight
+from fxprune.runtime.int8.linear import BlockSparseInt8Linear, Int8Linear
 from fxprune.runtime.int8.linear_operator import block_sparse_int8_linear
 from fxprune.runtime.int8.requantization import Requantization, tabulate
 
@@ -25,6 +27,7 @@ __all__ = [
     "Affine",
     "BlockSparse",
     "BlockSparseInt8Linear",
+    "Int8DepthwiseConv2d",
     "Int8Linear",
     "Requantization",
     "block_sparse_int8_linear",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxprune.runtime.int8.layouts import CHANNELS_LAST, PACKED, pack, packed_shape, to_channels_last
-from fxprune.runtime.int8.library import define
+from fxprune.runtime.library import define
 
 __all__ = ["LEVELS", "Affine", "dequantize", "quantize"]
 

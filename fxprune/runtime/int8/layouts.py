@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fxprune.runtime.int8.library import define
+from fxprune.runtime.library import define
 
 __all__ = ["CHANNELS_LAST", "LANES", "LAYOUTS", "PACKED", "pack", "packed_shape", "to_channels_last", "unpack"]
 

@@ -2,85 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxprune.runtime.int8.affine import Affine
 from fxprune.runtime.int8.blocks import BlockSparse, compress, decompress
+from fxprune.runtime.int8.layer import Int8Layer
 from fxprune.runtime.int8.layouts import CHANNELS_LAST
 from fxprune.runtime.int8.linear_operator import block_sparse_int8_linear
 from fxprune.runtime.int8.reference import accumulate
 from fxprune.runtime.int8.requantization import Requantization, requantize
 
-__all__ = ["MOST_FEATURES", "BlockSparseInt8Linear", "Int8Linear", "quantize_weight"]
-
-MOST_FEATURES = (2**31 - 1) // (255 * 127)
-"""How many products an int32 accumulator surely holds."""
+__all__ = ["BlockSparseInt8Linear", "Int8Linear"]
 
 
-def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a float [N, K] weight as int8 levels in −127 … 127 and the float32 [N] scales of its rows.
-
-    Symmetric, per output channel, by the largest magnitude; a row of zeros gets scale 1.
-
-    >>> quantize_weight(torch.tensor([[127.0, -64.0], [0.0, 0.0]]))
-    (tensor([[127, -64],
-            [  0,   0]], dtype=torch.int8), tensor([1., 1.]))
-    """
-    exact = weight.detach().double()
-    peak = exact.abs().amax(1)
-    scales = torch.where(peak > 0, peak / 127, 1.0)
-    return (exact / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales.float()
-
-
-class _Int8Layer(nn.Module):
-    """What both layers hold: how accumulators become outputs, and what inputs and outputs stand for.
+class _Linear(Int8Layer):
+    """What both layers are.
 
     Attributes:
         in_features: K.
         out_features: N.
-        source: quantisation of the input.
-        target: of the output, None where it is float32.
-        activation: name of the activation that the layer computes, "" for none.
     """
-
-    offsets: Tensor
-    multiplier: Tensor
-    addend: Tensor
-    table: Tensor | None
 
     def __init__(
         self, requantization: Requantization, in_features: int, source: Affine, target: Affine | None, activation: str
     ) -> None:
-        super().__init__()
+        super().__init__(requantization, in_features, source, target, activation)
         self.in_features, self.out_features = in_features, requantization.multiplier.numel()
-        if in_features > MOST_FEATURES:
-            raise ValueError(f"{in_features} input features may overflow int32 sums; {MOST_FEATURES} are the most")
-        self.source, self.target, self.activation = source, target, activation
-        self.low, self.high, self.dtype = requantization.low, requantization.high, requantization.dtype
-        for name in ("offsets", "multiplier", "addend", "table"):
-            self.register_buffer(name, getattr(requantization, name))
-
-    @property
-    def requantization(self) -> Requantization:
-        """How accumulators become outputs."""
-        numbers = (self.offsets, self.multiplier, self.addend, self.table)
-        return Requantization(*numbers, self.low, self.high, self.dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Int8Layer:
-        """Move to other devices, but keep the float32 numbers float32 in `module.double()` and `module.half()`."""
-        before = {name: getattr(self, name) for name in ("multiplier", "addend")}
-        super()._apply(fn, recurse)
-        for name, tensor in before.items():
-            if self._buffers[name] is not None and self._buffers[name].dtype != tensor.dtype:  # type: ignore[union-attr]
-                self._buffers[name] = tensor.to(self.offsets.device)
-        return self
 
 
-class Int8Linear(_Int8Layer):
+class Int8Linear(_Linear):
     """A linear layer on uint8 values with an int8 weight, and the activation behind it.
 
     Takes uint8 […, K] channels-last, gives uint8 or float32 […, N]. It computes by the integer reference: what it
@@ -102,15 +56,14 @@ class Int8Linear(_Int8Layer):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return uint8 or float32 […, N] of uint8 […, K]."""
-        numbers = (self.offsets, self.multiplier, self.addend, self.table)
-        return requantize(accumulate(input, self.weight), *numbers, self.low, self.high, self.dtype)
+        return requantize(accumulate(input, self.weight), *self.numbers)
 
     def extra_repr(self) -> str:
         """Name the features, the activation and what comes out."""
         return f"{self.in_features}, {self.out_features}, {traits(self)}"
 
 
-class BlockSparseInt8Linear(_Int8Layer):
+class BlockSparseInt8Linear(_Linear):
     """A linear layer on uint8 values whose int8 weight is stored in blocks, those that are all zero left out.
 
     Its state is plain buffers (`fxprune.runtime.int8.blocks`), so it saves as safetensors, exports and pickles; a

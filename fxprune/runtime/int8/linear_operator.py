@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fxprune.runtime.int8.backends import compute
 from fxprune.runtime.int8.layouts import PACKED, packed_shape
-from fxprune.runtime.int8.library import define
+from fxprune.runtime.library import define
 
 __all__ = ["block_sparse_int8_linear"]
 

@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fxprune.runtime.int8.blocks import BlockSparse, decompress
 from fxprune.runtime.int8.layouts import PACKED, pack, to_channels_last
 
-__all__ = ["fbgemm", "onednn", "why_no_fbgemm", "why_no_onednn"]
+__all__ = ["fbgemm", "fbgemm_weights", "onednn", "onednn_weights", "why_no_fbgemm", "why_no_onednn"]
 
 _LOCK = threading.Lock()
 
@@ -72,7 +72,7 @@ class _fbgemm_engine:  # noqa: N801
         torch.backends.quantized.engine = self.before
 
 
-_onednn_weights, _fbgemm_weights = _Prepared(_for_onednn), _Prepared(_for_fbgemm)
+onednn_weights, fbgemm_weights = _Prepared(_for_onednn), _Prepared(_for_fbgemm)
 
 
 def onednn(input: Tensor, *arguments: Any) -> Tensor:  # noqa: A002
@@ -82,7 +82,7 @@ def onednn(input: Tensor, *arguments: Any) -> Tensor:  # noqa: A002
     )
     levels = to_channels_last(input, layout)
     width = levels.shape[-1]
-    packed, zeros, bias = _onednn_weights(width, values, columns, row_pointers, offsets, multiplier, addend)
+    packed, zeros, bias = onednn_weights(width, values, columns, row_pointers, offsets, multiplier, addend)
     output = torch.ops.onednn.qlinear_pointwise(
         levels, 1.0, 0, packed, multiplier, zeros, bias, 1.0, 0, dtype, "none", [], ""
     )
@@ -93,7 +93,7 @@ def fbgemm(input: Tensor, *arguments: Any) -> Tensor:  # noqa: A002
     """Compute the operator with torch's block-sparse int8 linear."""
     values, columns, row_pointers, offsets, multiplier, addend, table, low, high, _, layout, output_layout = arguments
     levels = to_channels_last(input, layout)
-    packed = _fbgemm_weights(levels.shape[-1], values, columns, row_pointers, offsets, multiplier, addend)
+    packed = fbgemm_weights(levels.shape[-1], values, columns, row_pointers, offsets, multiplier, addend)
     with _fbgemm_engine():
         quantized = torch._make_per_tensor_quantized_tensor(levels.contiguous(), 1.0, 0)
         output = torch.ops.sparse.qlinear(quantized, packed, 1.0, 0).int_repr()

@@ -1,4 +1,4 @@
-// Between floats and levels, and between the layouts of levels. Loops without intrinsics: compilers vectorise them.
+// Between floats and levels, and between the layouts of levels.
 #include <algorithm>
 #include <cmath>
 
@@ -12,32 +12,49 @@ namespace {
 constexpr int64_t kBytes = 4 * kSide;
 
 struct Quantizer {
-  float inverse_scale, zero_point;
+  float inverse_scale;
+  int32_t zero_point;
 
-  // What is not a number becomes 0.
+  // Levels further out than this are beyond 0 … 255 whatever the zero point.
+  static constexpr float kFar = 1024;
+
+  Int operator()(Float x) const {
+    const Float level = multiply_then_add(x, fill(inverse_scale), fill(0.0f));
+    return add(round_to_int(at_most(at_least(level, fill(-kFar)), fill(kFar))), fill(zero_point));
+  }
+
+  // What is not a number becomes 0, here and above.
   uint8_t operator()(float x) const {
-    const float level = std::nearbyint(x * inverse_scale) + zero_point;
-    const float raised = level > 0.0f ? level : 0.0f;
-    return static_cast<uint8_t>(static_cast<int32_t>(raised < 255.0f ? raised : 255.0f));
+    const float level = x * inverse_scale, raised = level > -kFar ? level : -kFar;
+    const int32_t whole = static_cast<int32_t>(std::nearbyint(raised < kFar ? raised : kFar)) + zero_point;
+    return static_cast<uint8_t>(std::min(std::max(whole, 0), 255));
   }
 };
 
-// Quantise a row of channels.
+// Quantise a row of channels. The last vector overlaps the one before it where channels fill no whole number of them.
 void quantize_row(const float* values, int64_t stride, int64_t channels, Quantizer quantizer, uint8_t* row) {
-  if (stride == 1)
-    for (int64_t i = 0; i < channels; ++i) row[i] = quantizer(values[i]);
-  else
+  if (stride != 1 || channels < kLanes) {
     for (int64_t i = 0; i < channels; ++i) row[i] = quantizer(values[i * stride]);
+    return;
+  }
+  for (int64_t i = 0; i < channels; i += kLanes) {
+    const int64_t first = std::min<int64_t>(i, channels - kLanes);
+    store_bytes(row + first, quantizer(load_floats(values + first)));
+  }
 }
 
-// Quantise up to four channels whose positions lie beside each other into words.
+// Quantise up to four channels, whose positions lie beside each other, into words.
 void quantize_words(const float* values, int64_t stride, int64_t channels, int64_t positions, Quantizer quantizer,
                     uint8_t* words) {
-  uint8_t planes[4][kSide] = {};
-  for (int64_t r = 0; r < channels; ++r)
-    for (int64_t i = 0; i < positions; ++i) planes[r][i] = quantizer(values[r * stride + i]);
-  for (int64_t i = 0; i < positions; ++i)
-    for (int64_t r = 0; r < 4; ++r) words[4 * i + r] = planes[r][i];
+  int64_t i = 0;
+  if (channels == 4)
+    for (; i + kLanes <= positions; i += kLanes) {
+      const float* x = values + i;
+      store(words + 4 * i, narrow(quantizer(load_floats(x)), quantizer(load_floats(x + stride)),
+                                  quantizer(load_floats(x + 2 * stride)), quantizer(load_floats(x + 3 * stride))));
+    }
+  for (; i < positions; ++i)
+    for (int64_t r = 0; r < 4; ++r) words[4 * i + r] = r < channels ? quantizer(values[r * stride + i]) : 0;
 }
 
 // Quantise a tile of positions and channels, in the direction that its floats lie in, and turn it where the layout is
@@ -74,7 +91,7 @@ void for_tiles(int64_t first, int64_t last, int64_t channels, Compute compute) {
 
 void quantize(const Floats& input, float inverse_scale, int32_t zero_point, uint8_t* output, Layout layout,
               int64_t first_position, int64_t last_position) {
-  const Quantizer quantizer{inverse_scale, static_cast<float>(zero_point)};
+  const Quantizer quantizer{inverse_scale, zero_point};
   for_tiles(first_position, last_position, input.channels,
             [&](int64_t position, int64_t positions, int64_t channel, int64_t channels) {
               const float* values = input.values + position * input.position_stride + channel * input.channel_stride;

@@ -72,6 +72,22 @@ void pack(const uint8_t* input, int64_t positions, int64_t channels, uint8_t* ou
 void unpack(const uint8_t* input, int64_t positions, int64_t channels, uint8_t* output, int64_t first_position,
             int64_t last_position);
 
+// Images [batch][height][width][bytes] and the windows that move over them: vertical sizes first.
+struct Windows {
+  int64_t height, width, bytes;
+  int64_t out_height, out_width;
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+};
+
+// Rows are those of all images' outputs, [batch * out_height].
+void im2col(const uint8_t* input, const Windows& windows, uint8_t fill, uint8_t* output, int64_t first_row,
+            int64_t last_row);
+
+// Convolve every channel by itself. `weight` is [taps][channels], `fill` the level outside the image; output is
+// channels-last. Rows are as above.
+void depthwise(const uint8_t* input, const Windows& windows, const int8_t* weight, uint8_t fill,
+               const Requantization& numbers, const Output& output, int64_t first_row, int64_t last_row);
+
 // Billions of multiplications and additions a second that this core's dot products reach from registers.
 double peak_gops();
 

@@ -60,6 +60,12 @@ inline Int narrow(Int a, Int b, Int c, Int d) {
 // Raise every byte to at least that of `low`.
 inline Int raise(Int bytes, Int low) { return _mm512_max_epu8(bytes, low); }
 
+// Store the levels of a vector beside each other, a byte each.
+inline void store_bytes(uint8_t* p, Int levels) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm512_cvtusepi32_epi8(_mm512_max_epi32(levels, _mm512_setzero_si512())));
+}
+
 // Repeat four int8 weights in every lane.
 inline Weight repeat(const int8_t* w) {
   int32_t four;
@@ -72,6 +78,26 @@ inline Weight repeat(const int8_t* w) {
 inline Int dot(Int sum, Int x, Weight w) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
   return sum;
+}
+
+// The same with weights of its own for every lane.
+inline Int dot_each(Int sum, Int x, Int w) { return dot(sum, x, w); }
+
+// Interleave four rows of bytes: every lane gets one of each row. Lane `lane` of vector `k` is of byte `byte_of(k,
+// lane)`.
+inline void interleave(const Int (&rows)[4], Int (&words)[4]) {
+  const Int low01 = _mm512_unpacklo_epi8(rows[0], rows[1]), high01 = _mm512_unpackhi_epi8(rows[0], rows[1]);
+  const Int low23 = _mm512_unpacklo_epi8(rows[2], rows[3]), high23 = _mm512_unpackhi_epi8(rows[2], rows[3]);
+  words[0] = _mm512_unpacklo_epi16(low01, low23);
+  words[1] = _mm512_unpackhi_epi16(low01, low23);
+  words[2] = _mm512_unpacklo_epi16(high01, high23);
+  words[3] = _mm512_unpackhi_epi16(high01, high23);
+}
+inline int byte_of(int k, int lane) { return lane / 4 * 16 + k * 4 + lane % 4; }
+
+// Put levels, a lane each in the order of `byte_of`, into bytes; what lies outside 0 … 255 becomes 0 or 255.
+inline Int join(const Int (&levels)[4]) {
+  return _mm512_packus_epi16(_mm512_packs_epi32(levels[0], levels[1]), _mm512_packs_epi32(levels[2], levels[3]));
 }
 
 // Keep the compiler from knowing what `x` holds.
@@ -107,6 +133,11 @@ inline Int narrow(Int a, Int b, Int c, Int d) {
       bytes, _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
 }
 inline Int raise(Int bytes, Int low) { return _mm256_max_epu8(bytes, low); }
+inline void store_bytes(uint8_t* p, Int levels) {
+  const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(levels, levels), levels);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(
+                                                      bytes, _mm256_setr_epi32(0, 4, 0, 0, 0, 0, 0, 0))));
+}
 
 inline __m256i repeat_bytes(const int8_t* w) {
   int32_t four;
@@ -137,6 +168,25 @@ inline Int dot(Int sum, Int x, Weight w) {
 }
 #endif
 
+#if defined(__AVXVNNI__)
+inline Int dot_each(Int sum, Int x, Int w) { return dot(sum, x, w); }
+#else
+inline Int dot_each(Int sum, Int x, Int w) {
+  return dot(sum, x, Weight{_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)});
+}
+#endif
+inline void interleave(const Int (&rows)[4], Int (&words)[4]) {
+  const Int low01 = _mm256_unpacklo_epi8(rows[0], rows[1]), high01 = _mm256_unpackhi_epi8(rows[0], rows[1]);
+  const Int low23 = _mm256_unpacklo_epi8(rows[2], rows[3]), high23 = _mm256_unpackhi_epi8(rows[2], rows[3]);
+  words[0] = _mm256_unpacklo_epi16(low01, low23);
+  words[1] = _mm256_unpackhi_epi16(low01, low23);
+  words[2] = _mm256_unpacklo_epi16(high01, high23);
+  words[3] = _mm256_unpackhi_epi16(high01, high23);
+}
+inline int byte_of(int k, int lane) { return lane / 4 * 16 + k * 4 + lane % 4; }
+inline Int join(const Int (&levels)[4]) {
+  return _mm256_packus_epi16(_mm256_packs_epi32(levels[0], levels[1]), _mm256_packs_epi32(levels[2], levels[3]));
+}
 inline void hide(Int& x) { asm volatile("" : "+x"(x)); }
 
 inline Float to_float(Int x) { return _mm256_cvtepi32_ps(x); }
@@ -199,6 +249,9 @@ inline Int raise(Int x, Int low) {
   for (size_t i = 0; i < sizeof x; ++i) bytes[i] = bytes[i] < least[i] ? least[i] : bytes[i];
   return load(bytes);
 }
+inline void store_bytes(uint8_t* p, Int x) {
+  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint8_t>(x.lane[i] < 0 ? 0 : x.lane[i] > 255 ? 255 : x.lane[i]);
+}
 inline Weight repeat(const int8_t* w) { return {{w[0], w[1], w[2], w[3]}}; }
 inline Int dot(Int sum, Int x, Weight w) {
   return add(sum, each<Int>([&](int i) {
@@ -207,6 +260,28 @@ inline Int dot(Int sum, Int x, Weight w) {
                for (int k = 0; k < 4; ++k) products += static_cast<int32_t>(four >> (8 * k) & 0xff) * w.byte[k];
                return products;
              }));
+}
+inline Int dot_each(Int sum, Int x, Int w) {
+  return add(sum, each<Int>([&](int i) {
+               const uint32_t levels = static_cast<uint32_t>(x.lane[i]), weights = static_cast<uint32_t>(w.lane[i]);
+               int32_t products = 0;
+               for (int k = 0; k < 4; ++k)
+                 products +=
+                     static_cast<int32_t>(levels >> (8 * k) & 0xff) * static_cast<int8_t>(weights >> (8 * k) & 0xff);
+               return products;
+             }));
+}
+inline void interleave(const Int (&rows)[4], Int (&words)[4]) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(rows);
+  auto* target = reinterpret_cast<uint8_t*>(words);
+  for (int i = 0; i < 4 * kLanes; ++i)
+    for (int row = 0; row < 4; ++row) target[4 * i + row] = bytes[row * 4 * kLanes + i];
+}
+inline int byte_of(int k, int lane) { return k * kLanes + lane; }
+inline Int join(const Int (&levels)[4]) {
+  Int bytes;
+  for (int k = 0; k < 4; ++k) store_bytes(reinterpret_cast<uint8_t*>(&bytes) + k * kLanes, levels[k]);
+  return bytes;
 }
 inline void hide(Int& x) { asm volatile("" : "+m"(x)); }
 

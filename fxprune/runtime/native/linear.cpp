@@ -11,6 +11,7 @@
 
 #include "kernels.h"
 #include "lanes.h"
+#include "table.h"
 #include "transpose.h"
 
 namespace fxprune {
@@ -64,20 +65,6 @@ struct Columns {
     return columns >> (16 * (at - from) & 63);
   }
 };
-
-// Replace every byte of `count` by its entry in a table.
-void look_up(uint8_t* bytes, int64_t count, const uint8_t* table) {
-  int64_t i = 0;
-#if defined(__AVX512VBMI__)
-  const __m512i t0 = load(table), t1 = load(table + 64), t2 = load(table + 128), t3 = load(table + 192);
-  for (; i + 64 <= count; i += 64) {
-    const __m512i index = load(bytes + i);
-    const __m512i low = _mm512_permutex2var_epi8(t0, index, t1), high = _mm512_permutex2var_epi8(t2, index, t3);
-    store(bytes + i, _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high));
-  }
-#endif
-  for (; i < count; ++i) bytes[i] = table[bytes[i]];
-}
 
 // Where the sums of a tile go: those of four channels are collected, then requantised.
 template <int T>
@@ -220,43 +207,31 @@ void multiply(const Tile& tile, const Matrix& matrix, const Requantization& numb
 
 using Multiply = decltype(&multiply<1, 1>);
 
-template <int R>
+// How many vectors of positions have their sums in registers, beside R rows.
+constexpr int in_registers(int R) {
+#if FXPRUNE_AVX512
+  return R == 4 ? 6 : 8;
+#else
+  return 8 / R;
+#endif
+}
+
+template <int R, int T>
 Multiply with_vectors(int64_t vectors) {
-  switch (vectors) {
-    case 1:
-      return multiply<R, 1>;
-    case 2:
-      return multiply<R, 2>;
-    case 3:
-      return multiply<R, 3>;
-    case 4:
-      return multiply<R, 4>;
-    case 5:
-      return multiply<R, 5>;
-    case 6:
-      return multiply<R, 6>;
-    case 7:
-      return multiply<R, 7>;
-    default:
-      return multiply<R, 8>;
-  }
+  if constexpr (T > 1)
+    if (vectors < T) return with_vectors<R, T - 1>(vectors);
+  return multiply<R, T>;
 }
 
 Multiply kernel(int block_rows, int64_t vectors) {
-  return block_rows == 1   ? with_vectors<1>(vectors)
-         : block_rows == 2 ? with_vectors<2>(vectors)
-                           : with_vectors<4>(vectors);
+  if (block_rows == 1) return with_vectors<1, in_registers(1)>(vectors);
+  return block_rows == 2 ? with_vectors<2, in_registers(2)>(vectors) : with_vectors<4, in_registers(4)>(vectors);
 }
 
 // How many vectors of positions a tile has at most: its sums stay in registers, its words in the first-level cache.
 int64_t most_vectors(int block_rows, int64_t groups) {
-#if FXPRUNE_AVX512
-  const int64_t in_registers = block_rows == 4 ? 6 : 8;
-#else
-  const int64_t in_registers = block_rows == 4 ? 2 : block_rows == 2 ? 4 : 8;
-#endif
-  const int64_t in_cache = 40 * 1024 / (groups * kVectorBytes);
-  return std::clamp<int64_t>(in_cache, std::min<int64_t>(3, in_registers), in_registers);
+  const int64_t in_cache = 40 * 1024 / (groups * kVectorBytes), most = in_registers(block_rows);
+  return std::clamp<int64_t>(in_cache, std::min<int64_t>(3, most), most);
 }
 
 }  // namespace

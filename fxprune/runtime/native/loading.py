@@ -26,7 +26,7 @@ class Library:
 
     Attributes:
         path: the file.
-        instruction_set: what it was compiled for, by its own account: `avx512-vnni`, `avx2` or `portable`.
+        instruction_set: what it was compiled for, by its own account: `avx512-vnni`, `avx2`, `portable`, ….
         seconds: how long compiling took; 0 where the cache had it.
     """
 
@@ -92,8 +92,10 @@ def _load(built: Built) -> Library:
         torch.ops.load_library(str(built.path))
         instruction_set = _instruction_set(built.path)
     except (OSError, RuntimeError, AttributeError) as error:
+        # torch says that it could not, and hides in the cause what the linker said.
+        said = error.__cause__ or error
         remedy = "name another folder in FXPRUNE_CACHE or another compiler in CXX"
-        raise BuildError(f"{built.path} cannot be loaded ({error}); {remedy}") from error
+        raise BuildError(f"{built.path} cannot be loaded ({said}); {remedy}") from error
     return Library(built.path, instruction_set, built.seconds)
 
 

@@ -91,6 +91,23 @@ const T* numbers(const Tensor& tensor, int64_t count, const char* name) {
   return tensor.const_data_ptr<T>();
 }
 
+Requantization requantization_of(const Tensor& offsets, const Tensor& multiplier, const Tensor& addend,
+                                 const Optional& table, double low, double high, int64_t channels) {
+  return {numbers<int32_t>(offsets, channels, "offsets"),
+          numbers<float>(multiplier, channels, "multiplier"),
+          numbers<float>(addend, channels, "addend"),
+          table ? numbers<uint8_t>(*table, 256, "table") : nullptr,
+          static_cast<float>(low),
+          static_cast<float>(high)};
+}
+
+Output output_of(Tensor& output, int64_t channels, Layout layout) {
+  if (output.scalar_type() == at::kByte) return {output.mutable_data_ptr<uint8_t>(), nullptr, channels, layout};
+  TORCH_CHECK(output.scalar_type() == at::kFloat, "outputs are uint8 or float32, not ", output.scalar_type());
+  TORCH_CHECK(layout == Layout::channels_last, "float32 is given channels-last only");
+  return {nullptr, output.mutable_data_ptr<float>(), channels, layout};
+}
+
 // A damaged matrix must not be computed with: its columns and pointers are addresses.
 void check(const Matrix& matrix, int64_t columns, int64_t pointers, int64_t rows, int64_t groups) {
   TORCH_CHECK(columns == matrix.blocks, "there are ", matrix.blocks, " blocks and ", columns, " columns");
@@ -124,23 +141,14 @@ Tensor block_sparse_int8_linear(const Tensor& input, const Tensor& values, const
   TORCH_CHECK(values.dim() == 3 && values.size(2) == 4 && (block_rows == 1 || block_rows == 2 || block_rows == 4),
               "the native backend multiplies blocks of 1x4, 2x4 and 4x4, not values of shape ", values.sizes());
   const Layout layout = layout_of(output_layout);
-  const bool is_float = dtype == at::kFloat;
-  TORCH_CHECK(is_float || dtype == at::kByte, "outputs are uint8 or float32, not ", dtype);
-  TORCH_CHECK(!is_float || layout == Layout::channels_last, "float32 is given channels-last only");
   const Matrix matrix{numbers<int8_t>(values, values.numel(), "values"),
                       numbers<int16_t>(columns, columns.numel(), "columns"),
                       numbers<int32_t>(row_pointers, row_pointers.numel(), "row_pointers"), values.size(0),
                       static_cast<int>(block_rows)};
   check(matrix, columns.numel(), row_pointers.numel(), (channels + block_rows - 1) / block_rows, groups);
-  const Requantization requantization{numbers<int32_t>(offsets, channels, "offsets"),
-                                      numbers<float>(multiplier, channels, "multiplier"),
-                                      numbers<float>(addend, channels, "addend"),
-                                      table ? numbers<uint8_t>(*table, 256, "table") : nullptr,
-                                      static_cast<float>(low),
-                                      static_cast<float>(high)};
+  const Requantization requantization = requantization_of(offsets, multiplier, addend, table, low, high, channels);
   Tensor output = at::empty(shape_of(levels.positions, channels, layout), input.options().dtype(dtype));
-  const Output target{is_float ? nullptr : output.mutable_data_ptr<uint8_t>(),
-                      is_float ? output.mutable_data_ptr<float>() : nullptr, channels, layout};
+  const Output target = output_of(output, channels, layout);
   const int64_t positions = levels.activations.positions;
   share_product(positions, channels, values.numel() * positions,
                 [&](const Part& part) { linear(levels.activations, matrix, requantization, target, part); });
@@ -203,6 +211,77 @@ Tensor unpack_levels(const Tensor& input, int64_t channels) {
   return output;
 }
 
+// The windows that a kernel takes of images [batch, height, width, channels].
+Windows windows_of(const Tensor& images, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                   at::IntArrayRef dilation) {
+  TORCH_CHECK(images.dim() == 4, "expected images [batch, height, width, channels], not ", images.sizes());
+  Windows windows{images.size(1),
+                  images.size(2),
+                  images.size(3) * static_cast<int64_t>(images.element_size()),
+                  0,
+                  0,
+                  {},
+                  {},
+                  {},
+                  {}};
+  for (int i = 0; i < 2; ++i) {
+    windows.kernel[i] = kernel[i];
+    windows.stride[i] = stride[i];
+    windows.padding[i] = padding[i];
+    windows.dilation[i] = dilation[i];
+    const int64_t room = images.size(1 + i) + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1;
+    TORCH_CHECK(room >= 0, "a kernel of ", kernel, " does not fit images of shape ", images.sizes());
+    (i == 0 ? windows.out_height : windows.out_width) = room / stride[i] + 1;
+  }
+  return windows;
+}
+
+// Call `work(first, last)` for ranges of the output rows of all images, each of which costs `operations`.
+template <typename Work>
+void share_rows(int64_t batch, const Windows& windows, int64_t operations, const Work& work) {
+  constexpr int64_t kGrain = 1 << 17;
+  at::parallel_for(0, batch * windows.out_height, std::max<int64_t>(1, kGrain / std::max<int64_t>(operations, 1)),
+                   work);
+}
+
+Tensor im2col_rows(const Tensor& input, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                   at::IntArrayRef dilation, int64_t fill) {
+  TORCH_CHECK(fill == 0 || input.scalar_type() == at::kByte, "only levels are filled up with anything but 0");
+  const Tensor images = input.contiguous();
+  const Windows windows = windows_of(images, kernel, stride, padding, dilation);
+  const int64_t taps = kernel[0] * kernel[1];
+  Tensor output =
+      at::empty({images.size(0), windows.out_height, windows.out_width, taps * images.size(3)}, images.options());
+  const auto* source = static_cast<const uint8_t*>(images.const_data_ptr());
+  auto* target = static_cast<uint8_t*>(output.mutable_data_ptr());
+  share_rows(images.size(0), windows, windows.out_width * taps * windows.bytes, [&](int64_t first, int64_t last) {
+    im2col(source, windows, static_cast<uint8_t>(fill), target, first, last);
+  });
+  return output;
+}
+
+Tensor depthwise_int8_conv2d(const Tensor& input, const Tensor& weight, const Tensor& offsets, const Tensor& multiplier,
+                             const Tensor& addend, const Optional& table, double low, double high, at::ScalarType dtype,
+                             at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                             at::IntArrayRef dilation, int64_t fill) {
+  TORCH_CHECK(input.scalar_type() == at::kByte, "expected uint8 levels, got ", input.scalar_type());
+  const Tensor images = input.permute({0, 2, 3, 1}).contiguous();
+  const Windows windows = windows_of(images, kernel, stride, padding, dilation);
+  const int64_t channels = images.size(3), taps = kernel[0] * kernel[1];
+  TORCH_CHECK(weight.dim() == 2 && weight.size(0) == taps && weight.size(1) == channels, "expected a weight of shape [",
+              taps, ", ", channels, "], got ", weight.sizes());
+  const Requantization requantization = requantization_of(offsets, multiplier, addend, table, low, high, channels);
+  Tensor output =
+      at::empty({images.size(0), windows.out_height, windows.out_width, channels}, images.options().dtype(dtype));
+  const Output target = output_of(output, channels, Layout::channels_last);
+  const auto* source = images.const_data_ptr<uint8_t>();
+  const auto* weights = numbers<int8_t>(weight, taps * channels, "weight");
+  share_rows(images.size(0), windows, windows.out_width * taps * channels, [&](int64_t first, int64_t last) {
+    depthwise(source, windows, weights, static_cast<uint8_t>(fill), requantization, target, first, last);
+  });
+  return output.permute({0, 3, 1, 2});
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fxprune, CPU, library) {
@@ -211,6 +290,8 @@ TORCH_LIBRARY_IMPL(fxprune, CPU, library) {
   library.impl("dequantize", dequantize_levels);
   library.impl("pack", pack_levels);
   library.impl("unpack", unpack_levels);
+  library.impl("im2col", im2col_rows);
+  library.impl("depthwise_int8_conv2d", depthwise_int8_conv2d);
 }
 
 }  // namespace fxprune

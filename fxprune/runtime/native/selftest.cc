@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -138,6 +139,81 @@ bool check_linear() {
   return got == (is_packed ? packed(levels, m, n) : levels);
 }
 
+// What a kernel sees of images: windows that fit.
+Windows draw_windows(int64_t bytes) {
+  Windows windows{draw(1, 9), draw(1, 9), bytes, 0, 0, {}, {}, {}, {}};
+  for (int i = 0; i < 2; ++i) {
+    const int64_t size = i == 0 ? windows.height : windows.width;
+    windows.kernel[i] = draw(1, 5);
+    windows.stride[i] = draw(1, 3);
+    windows.dilation[i] = draw(1, 2);
+    const int64_t reach = windows.dilation[i] * (windows.kernel[i] - 1);
+    windows.padding[i] = std::max<int64_t>(draw(0, 2), (reach - size + 2) / 2);
+    (i == 0 ? windows.out_height : windows.out_width) =
+        (size + 2 * windows.padding[i] - reach - 1) / windows.stride[i] + 1;
+  }
+  return windows;
+}
+
+// The level of a channel under a tap of an output position.
+uint8_t under(const Bytes& images, const Windows& windows, int64_t out_row, int64_t out_column, int64_t tap,
+              int64_t channel, uint8_t fill) {
+  const int64_t y = out_row % windows.out_height * windows.stride[0] - windows.padding[0] +
+                    tap / windows.kernel[1] * windows.dilation[0];
+  const int64_t x = out_column * windows.stride[1] - windows.padding[1] + tap % windows.kernel[1] * windows.dilation[1];
+  if (y < 0 || y >= windows.height || x < 0 || x >= windows.width) return fill;
+  const int64_t image = out_row / windows.out_height;
+  return images[static_cast<size_t>(((image * windows.height + y) * windows.width + x) * windows.bytes + channel)];
+}
+
+bool check_windows() {
+  const int64_t channels = chance(0.5) ? draw(1, 20) : draw(1, 150), batch = draw(1, 2);
+  const Windows windows = draw_windows(channels);
+  const auto fill = static_cast<uint8_t>(draw(0, 255));
+  const int64_t taps = windows.kernel[0] * windows.kernel[1], rows = batch * windows.out_height, cut = draw(0, rows);
+  Bytes images(static_cast<size_t>(batch * windows.height * windows.width * channels));
+  for (uint8_t& level : images) level = static_cast<uint8_t>(draw(0, 255));
+  std::vector<int8_t> weight(static_cast<size_t>(taps * channels));
+  for (int8_t& w : weight) w = static_cast<int8_t>(draw(-127, 127));
+  const std::vector<int32_t> offsets(static_cast<size_t>(channels), static_cast<int32_t>(draw(-9999, 9999)));
+  std::vector<float> multiplier(static_cast<size_t>(channels)), addend(multiplier.size(), 99.5f);
+  for (float& m : multiplier) m = 1e-4f * static_cast<float>(draw(1, 100));
+  Bytes table;
+  for (int i = 0; i < 256; ++i) table.push_back(static_cast<uint8_t>(draw(0, 255)));
+  const bool is_float = chance(0.4), has_table = !is_float && chance(0.5);
+  const Requantization numbers{
+      offsets.data(), multiplier.data(), addend.data(), has_table ? table.data() : nullptr, 10, 200};
+
+  const auto outputs = static_cast<size_t>(rows * windows.out_width * channels);
+  Bytes patches(outputs * static_cast<size_t>(taps)), got_patches(patches.size()), levels(outputs), got(outputs);
+  std::vector<float> floats(outputs), got_floats(outputs);
+  size_t place = 0;
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t x = 0; x < windows.out_width; ++x) {
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        const auto at = static_cast<size_t>((row * windows.out_width + x) * channels + channel);
+        int32_t sum = offsets[static_cast<size_t>(channel)];
+        for (int64_t tap = 0; tap < taps; ++tap)
+          sum += under(images, windows, row, x, tap, channel, fill) *
+                 weight[static_cast<size_t>(tap * channels + channel)];
+        const float product = static_cast<float>(sum) * multiplier[static_cast<size_t>(channel)];
+        floats[at] = std::fmin(std::fmax(product + 99.5f, 10), 200);
+        levels[at] = static_cast<uint8_t>(std::nearbyint(floats[at]));
+        if (has_table) levels[at] = table[levels[at]];
+      }
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t channel = 0; channel < channels; ++channel)
+          patches[place++] = under(images, windows, row, x, tap, channel, fill);
+    }
+  const Output output{is_float ? nullptr : got.data(), is_float ? got_floats.data() : nullptr, channels,
+                      Layout::channels_last};
+  for (const auto& [first, last] : {std::pair{int64_t{0}, cut}, std::pair{cut, rows}}) {
+    im2col(images.data(), windows, fill, got_patches.data(), first, last);
+    depthwise(images.data(), windows, weight.data(), fill, numbers, output, first, last);
+  }
+  return got_patches == patches && (is_float ? got_floats == floats : got == levels);
+}
+
 bool check_elementwise() {
   const int64_t positions = draw(1, 70), channels = draw(1, 150);
   const auto count = static_cast<size_t>(positions * channels);
@@ -188,6 +264,7 @@ int main() {
   int failures = 0;
   for (int i = 0; i < 600; ++i) failures += !check_linear();
   for (int i = 0; i < 200; ++i) failures += !check_elementwise();
-  std::printf("%s: %d of 800 differ, %.0f GOPS at most\n", kInstructionSet, failures, peak_gops());
+  for (int i = 0; i < 200; ++i) failures += !check_windows();
+  std::printf("%s: %d of 1000 differ, %.0f GOPS at most\n", kInstructionSet, failures, peak_gops());
   return failures != 0;
 }

@@ -1,10 +1,10 @@
 """Times of int8 linear layers: our kernels, torch's dense (oneDNN) and block-sparse (FBGEMM) ones, and float32.
 
-The shapes are all distinct 1×1 convolutions of the models at batch 1: M positions, K inputs, N outputs; weights are zero
-in random 1×4 blocks. All backends of a shape are timed in turn, uint8 in and out, and theirs are called without a layer
-of ours around them. `auto` is what lowering chooses: the backend that was fastest in the first third of the rounds, its
-time that of the others. GOPS count what is left to multiply, two operations each; the peak is that of dot products
-from registers, measured in the same run.
+The shapes are all distinct 1×1 convolutions of the models at batch 1: M positions, K inputs, N outputs; weights are
+zero in random 1×4 blocks. All backends of a shape are timed in turn, uint8 in and out, and theirs are called without a
+layer of ours around them. `auto` is what lowering chooses: the backend that was fastest in the first third of the
+rounds, its time that of the others. GOPS count what is left to multiply, two operations each; the peak is that of dot
+products from registers, measured in the same run.
 
     python -m benchmarks.kernels --threads 1,2 --json kernels.json
 """

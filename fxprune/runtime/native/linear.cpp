@@ -205,6 +205,45 @@ void multiply(const Tile& tile, const Matrix& matrix, const Requantization& numb
   }
 }
 
+// Compute the channels of a part for one position, which would leave all lanes of a tile but one empty: the lanes are
+// four rows of blocks and as many columns as fit. `tile.words` [groups][4] holds every word of the position four times.
+void multiply_one(const Tile& tile, const Matrix& matrix, const Requantization& numbers, const Output& output,
+                  const Part& part) {
+  constexpr int64_t kBlocks = kLanes / 4;
+  Quad<1> quad{numbers, {}};
+  for (int64_t channel = part.first_channel; channel < part.last_channel; channel += 4) {
+    const int64_t begin = matrix.row_pointers[channel / 4], end = matrix.row_pointers[channel / 4 + 1];
+    Int sums[4] = {fill(0), fill(0), fill(0), fill(0)};
+    for (int64_t block = begin, turn = 0; block < end; block += kBlocks, turn = (turn + 1) % 4) {
+      const int16_t* columns = matrix.columns + block;
+      alignas(64) uint8_t words[kVectorBytes], weights[kVectorBytes];
+      const uint8_t *x = tile.words + columns[0] * 16,
+                    *w = reinterpret_cast<const uint8_t*>(matrix.values) + block * 16;
+      if (block + kBlocks > end) {
+        std::memset(weights, 0, sizeof weights);
+        std::memcpy(weights, w, static_cast<size_t>((end - block) * 16));
+        w = weights;
+      }
+      if (block + kBlocks > end || columns[kBlocks - 1] - columns[0] != kBlocks - 1) {
+        for (int64_t i = 0; i < std::min(kBlocks, end - block); ++i)
+          std::memcpy(words + 16 * i, tile.words + columns[i] * 16, 16);
+        x = words;
+      }
+      sums[turn] = dot_each(sums[turn], load(x), load(w));
+    }
+    int32_t lanes[kLanes], rows[4] = {0, 0, 0, 0};
+    store(lanes, add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+    for (int lane = 0; lane < kLanes; ++lane) rows[lane % 4] += lanes[lane];
+    const int64_t count = std::min<int64_t>(4, part.last_channel - channel);
+    for (int i = 0; i < count; ++i) quad.sums[i][0] = fill(rows[i] + numbers.offsets[channel + i]);
+    if (output.floats)
+      quad.to_floats(channel, count, tile.stage, tile.pitch);
+    else
+      quad.to_levels(channel, count, tile.stage);
+    flush(tile, channel, count, output);
+  }
+}
+
 using Multiply = decltype(&multiply<1, 1>);
 
 // How many vectors of positions have their sums in registers, beside R rows.
@@ -245,6 +284,12 @@ void linear(const Activations& input, const Matrix& matrix, const Requantization
     return;
   }
   const int64_t vectors = (part.last_position - part.first_position + kLanes - 1) / kLanes;
+  if (part.last_position - part.first_position == 1 && matrix.block_rows == 4) {
+    uint8_t* words = scratch(static_cast<size_t>(input.groups() * 16 + kSide * kVectorBytes));
+    for (int64_t repeat = 0; repeat < 4; ++repeat) gather(input, part.first_position, 1, words + 4 * repeat, 16);
+    const Tile tile{words, words + input.groups() * 16, kVectorBytes, part.first_position, 1, input.positions};
+    return multiply_one(tile, matrix, numbers, output, part);
+  }
   const int64_t most = most_vectors(matrix.block_rows, input.groups());
   const int64_t tiles = (vectors + most - 1) / most;
   const int64_t pitch = (vectors + tiles - 1) / tiles * kVectorBytes;

@@ -36,7 +36,7 @@ struct Problem {
   int64_t groups() const { return (inputs + 3) / 4; }
 
   Problem()
-      : positions(draw(1, chance(0.3) ? 200 : 40)),
+      : positions(chance(0.2) ? 1 : draw(1, chance(0.3) ? 200 : 40)),
         inputs(draw(1, chance(0.2) ? 300 : 40)),
         outputs(draw(1, chance(0.2) ? 140 : 20)) {
     block_rows = 1 << draw(0, 2);

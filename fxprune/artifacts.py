@@ -6,8 +6,10 @@ A folder holds `model.safetensors` (weights), `plan.json`, `report.json`, `input
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -27,6 +29,7 @@ from fxprune.errors import ArtifactError, PlanError
 from fxprune.graph.inputs import Inputs
 from fxprune.plan import Plan
 from fxprune.report import Report
+from fxprune.runtime.int8.layer import Int8Layer
 from fxprune.runtime.weight_masks import finalize, masked_weights
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
     "read_report",
     "read_weights",
     "write_folder",
+    "write_onnx",
 ]
 
 
@@ -77,7 +81,7 @@ def write_folder(
         if pt2:
             _write_pt2(shipped, inputs, aside / "model.pt2")
         if onnx:
-            _write_onnx(shipped, inputs, aside / "model.onnx")
+            write_onnx(shipped, inputs, aside / "model.onnx")
         aside.chmod(0o755)
         aside.rename(target)
     except OSError as error:
@@ -102,11 +106,18 @@ def _write_pt2(module: fx.GraphModule, inputs: Inputs, path: Path) -> None:
         torch.export.save(program, path)
 
 
-def _write_onnx(module: fx.GraphModule, inputs: Inputs, path: Path) -> None:
+def write_onnx(module: nn.Module, inputs: Inputs, path: Path) -> None:
+    """Write a module in evaluation mode as an ONNX file. Raises `ArtifactError` where it cannot be exported."""
+    if any(isinstance(part, Int8Layer) for part in module.modules()):
+        raise ArtifactError(
+            "ONNX has no operators for layers that compute on integers; save the lowered model as model.pt2, or export "
+            "the float model"
+        )
     if importlib.util.find_spec("onnxscript") is None:
         raise ArtifactError("writing ONNX needs the extra: pip install 'fxprune[export]'")
     model = copy.deepcopy(module).eval()
-    with _explained("torch.onnx"):
+    # What the exporter writes about a failure is whole graphs; its message is kept.
+    with _explained("torch.onnx"), contextlib.redirect_stderr(io.StringIO()):
         torch.onnx.export(
             model, inputs.args, str(path), kwargs=inputs.kwargs, dynamo=True, external_data=False, verbose=False
         )
@@ -121,11 +132,11 @@ def _explained(exporter: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ArtifactError(
-            f"{exporter} cannot export this model: {_first_line(error)}; save it without that format"
+            f"{exporter} cannot export this model: {_first_line(error.__cause__ or error)}; leave that format out"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tabulate import tabulate
 
-__all__ = ["Cause", "LayerRow", "OutputChannels", "Report", "some_of"]
+__all__ = ["Cause", "LayerRow", "LoweredLayer", "OutputChannels", "Report", "some_of"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,27 @@ class Cause:
 
 
 @dataclass(frozen=True)
+class LoweredLayer:
+    """What computes one convolution or linear layer of a lowered model.
+
+    Attributes:
+        layer: its path.
+        shape: M positions, K inputs and N outputs of the product that it is, on the example inputs.
+        sparsity: the share of its blocks of weights that are zero.
+        runs: a backend and a form of weights, as "native 1x4", or "float".
+        reason: why it computes in float.
+        microseconds: by candidate, of those that were measured on this machine.
+    """
+
+    layer: str
+    shape: tuple[int, int, int]
+    sparsity: float
+    runs: str
+    reason: str = ""
+    microseconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class OutputChannels:
     """How many output channels of layers can leave exactly, only approximately (statistical), or not at all."""
 
@@ -69,7 +91,8 @@ class Report:
     `macs` are multiply-accumulates of one run on the example inputs, without those of masked weights, `kfpp` thousands
     of them per input pixel, `parameters` those that no mask zeroes, `sparsity` the share of all that masks zero,
     `latency_ms` medians of a measurement where one was asked for. `pinning` are the operators that pin output channels,
-    `statistical` those through which they leave approximately, both by what they cost, the dearest first.
+    `statistical` those through which they leave approximately, both by what they cost, the dearest first. `lowering`
+    are the layers of a lowered model.
     """
 
     layers: tuple[LayerRow, ...]
@@ -82,6 +105,7 @@ class Report:
     notes: tuple[str, ...] = ()
     latency_ms: tuple[float, float] | None = None
     sparsity: tuple[float, float] = (0.0, 0.0)
+    lowering: tuple[LoweredLayer, ...] = ()
 
     def table(self, style: str = "simple") -> str:
         """Return the layers and totals as text; `style` is any table format of tabulate."""
@@ -89,6 +113,7 @@ class Report:
         shown = len(header) if any(self.sparsity) else -1
         rows = [_cells(row)[:shown] for row in self.layers]
         parts = [tabulate(rows, header[:shown], style, disable_numparse=True)]
+        parts += [self.lowered(style)] if self.lowering else []
         parts.append(self.totals(style))
         parts.append(self.causes(style))
         return "\n\n".join([*parts, *(f"Note: {note}" for note in self.notes)])
@@ -99,6 +124,14 @@ class Report:
         shown = [_cause_table(title, causes, style) for title, causes in tables if causes]
         return "\n\n".join([*shown, str(self.outputs)])
 
+    def lowered(self, style: str = "simple") -> str:
+        """Return what computes every layer of a lowered model, as text, with the times of what was measured."""
+        timed = list(dict.fromkeys(name for row in self.lowering for name in row.microseconds))
+        header = ["layer", "M × K × N", "sparsity", "runs", *(f"{name}, µs" for name in timed), "because of"]
+        rows = [_lowered_cells(row, timed) for row in self.lowering]
+        align = ("left", "right", "right", "left", *("right" for _ in timed), "left")
+        return tabulate(rows, header, style, disable_numparse=True, colalign=align)
+
     def totals(self, style: str = "simple") -> str:
         """Return the totals as text."""
         rows = [("MACs", *self.macs), ("parameters", *self.parameters), ("kFPP", *self.kfpp)]
@@ -107,7 +140,8 @@ class Report:
         cells = [(name, _number(a), _number(b), f"{b / a:.1%}" if a else "–") for name, a, b in rows]
         if any(self.sparsity):
             cells.append(("sparsity", f"{self.sparsity[0]:.1%}", f"{self.sparsity[1]:.1%}", ""))
-        return tabulate(cells, ["", "before", "after", "left"], style, disable_numparse=True, colalign=_TOTALS)
+        table = tabulate(cells, ["", "before", "after", "left"], style, disable_numparse=True, colalign=_TOTALS)
+        return "\n\n".join([table, *_summary(self.lowering)])
 
     def markdown(self) -> str:
         """Return the report as Markdown."""
@@ -122,12 +156,14 @@ class Report:
         """Read a report, the inverse of `json`."""
         data = json.loads(text, object_hook=lambda d: {k: _tuples(v) for k, v in d.items()})
         data["outputs"] = OutputChannels(**data["outputs"])
-        for name, kind in (("layers", LayerRow), ("pinning", Cause), ("statistical", Cause)):
-            data[name] = tuple(kind(**row) for row in data[name])
+        for name, kind in _ROWS.items():
+            data[name] = tuple(kind(**row) for row in data.get(name, ()))
         return Report(**data)
 
 
 _TOTALS = ("left", "right", "right", "right")
+
+_ROWS: dict[str, type] = {"layers": LayerRow, "pinning": Cause, "statistical": Cause, "lowering": LoweredLayer}
 
 
 def _tuples(value: Any) -> Any:
@@ -150,6 +186,24 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
     shown = ", ".join(row.orbits[:3]) + (f" +{len(row.orbits) - 3}" if len(row.orbits) > 3 else "")
     a, b = (f"{share:.1%}" for share in row.sparsity)
     return (row.layer, row.kind, shown, state, *pairs, a if a == b else f"{a} → {b}")
+
+
+def _lowered_cells(row: LoweredLayer, timed: Sequence[str]) -> tuple[str, ...]:
+    times = [f"{row.microseconds[name]:.1f}" if name in row.microseconds else "" for name in timed]
+    return (row.layer, " × ".join(f"{n:,}" for n in row.shape), f"{row.sparsity:.1%}", row.runs, *times, row.reason)
+
+
+def _summary(rows: Sequence[LoweredLayer]) -> Iterator[str]:
+    """Say how many layers are computed by what, and what was measured of them all together."""
+    if not rows:
+        return
+    runs = Counter(row.runs for row in rows)
+    yield f"Of {len(rows)} layers " + ", ".join(f"{count} run {name}" for name, count in runs.most_common()) + "."
+    timed = [row.microseconds for row in rows if row.microseconds]
+    chosen = sum(row.microseconds.get(row.runs, 0.0) for row in rows)
+    if timed:
+        floats = sum(times["float"] for times in timed)
+        yield f"By themselves, the {len(timed)} that were measured take {chosen:,.0f} µs, in float {floats:,.0f} µs."
 
 
 def some_of(names: Sequence[str]) -> str:

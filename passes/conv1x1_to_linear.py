@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,10 @@ from torch.nn.utils import parametrize
 
 from fxprune.graph.passes import Pass
 from fxprune.graph.shapes import propagate_shapes
+from fxprune.runtime.im2col import im2col
 from fxprune.runtime.weight_masks import class_of, is_plain, mask_weight, place_of, weight_mask
+from fxprune.runtime.windows import paddings, pads_evenly
+from fxprune.selection import match_layers
 
 __all__ = ["Conv1x1ToLinear"]
 
@@ -31,15 +34,22 @@ class Conv1x1ToLinear(Pass):
     Paper 000, §3.1 and §3.3: sparse kernels are linear layers. Strides become slices. Pointwise operators and joins
     stay in the layout of what they read, so that changes of layout between layers cancel. What comes from a global pool
     is a vector [N, C] and needs no permute. Batch and image sizes stay free; masks stay masks. Left as they are:
-    grouped and padded convolutions, those of a class of their own, weights that are tied or computed, batch norms (fold
-    them first).
+    grouped convolutions, those of a class of their own, weights that are tied or computed, batch norms (fold them
+    first).
+
+    Options: `im2col` are names, globs or types of two-dimensional convolutions with larger kernels, or with padding,
+    that become linear layers too: on patches, which a node before them gathers. In float that costs time; a quantised
+    layer gains it back.
     """
 
     name: ClassVar[str] = "conv1x1-to-linear"
 
+    im2col: tuple[str, ...] = ()
+
     def rewrite(self, module: fx.GraphModule) -> bool:
         """Replace the layers, and the nodes that can keep their layout."""
-        chosen = _convertible(module)
+        unfolded = match_layers(self.im2col, module) if self.im2col else set()
+        chosen = _convertible(module, unfolded)
         if not chosen:
             return False
         layouts = _Layouts(module, chosen)
@@ -74,26 +84,37 @@ _POINTWISE: frozenset[Any] = frozenset(
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def _convertible(module: fx.GraphModule) -> dict[str, nn.Module]:
-    """Return path → 1×1 convolution of those that are linear layers on every batch that they are called with."""
+def _convertible(module: fx.GraphModule, unfolded: Set[str]) -> dict[str, nn.Module]:
+    """Return path → convolution of those that are linear layers on every batch that they are called with.
+
+    `unfolded` are those that may be linear layers on patches.
+    """
     held = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
     found: dict[str, nn.Module] = {}
     refused: set[str] = set()
     for node in module.graph.nodes:
         if node.op == "call_module":
             path, layer = str(node.target), module.get_submodule(str(node.target))
-            if class_of(layer) in _CONVOLUTIONS and _is_linear(layer, held) and _batched(node, layer):
+            on_patches = path in unfolded and class_of(layer) is nn.Conv2d
+            if class_of(layer) in _CONVOLUTIONS and _is_linear(layer, held, on_patches) and _batched(node, layer):
                 found[path] = layer
             else:
                 refused.add(path)
     return {path: layer for path, layer in found.items() if path not in refused}
 
 
-def _is_linear(layer: Any, held: Counter[int]) -> bool:
-    pads = set(layer.padding) - {0} if isinstance(layer.padding, tuple) else set()
-    if set(layer.kernel_size) != {1} or layer.groups != 1 or pads or any(held[id(p)] > 1 for p in layer.parameters()):
+def _is_linear(layer: Any, held: Counter[int], on_patches: bool) -> bool:
+    """Whether a convolution is a linear layer: of its input's channels, or of patches."""
+    if layer.groups != 1 or any(held[id(p)] > 1 for p in layer.parameters()):
+        return False
+    if not _is_pointwise_convolution(layer) and not (on_patches and pads_evenly(layer)):
         return False
     return is_plain(layer, "weight") and not parametrize.is_parametrized(layer, "bias")
+
+
+def _is_pointwise_convolution(layer: Any) -> bool:
+    """Whether every output position depends on one input position."""
+    return set(layer.kernel_size) == {1} and not any(paddings(layer))
 
 
 def _batched(node: fx.Node, layer: Any) -> bool:
@@ -132,13 +153,18 @@ class _Layouts:
     def _convert(self, node: fx.Node) -> None:
         """Let a convolution read, and be, a channels-last value or a vector."""
         source = node.all_input_nodes[0]
+        layer: Any = self.chosen[str(node.target)]
+        is_pointwise = _is_pointwise_convolution(layer)
         is_vector = source in self.pooled or self.native.get(source) == VECTOR
-        layout = VECTOR if is_vector else LAST
+        layout = VECTOR if is_vector and is_pointwise else LAST
         read = self.given(source, layout)
-        strides: tuple[int, ...] = self.chosen[str(node.target)].stride  # type: ignore[assignment]
-        if layout == LAST and set(strides) != {1}:
-            steps = (slice(None), *(slice(None, None, stride) for stride in strides))
-            with self.graph.inserting_before(node):
+        with self.graph.inserting_before(node):
+            if not is_pointwise:
+                sizes = (layer.kernel_size, layer.stride, paddings(layer), layer.dilation)
+                arguments: tuple[Any, ...] = (read, *(list(size) for size in sizes), 0)
+                read = self.graph.create_node("call_function", im2col, arguments, name="im2col")
+            elif layout == LAST and set(layer.stride) != {1}:
+                steps = (slice(None), *(slice(None, None, stride) for stride in layer.stride))
                 read = self.graph.call_function(operator.getitem, (read, steps))
         node.replace_input_with(source, read)
         self.native[node] = layout
@@ -215,14 +241,20 @@ def _sizes(value: Any) -> Iterator[Any]:
     yield from value if isinstance(value, (tuple, list)) else (value,)
 
 
+def _as_matrix(weight: Tensor) -> Tensor:
+    """Return a convolution's weight as [out, taps · in], channels beside each other."""
+    return weight.movedim(1, -1).flatten(1).contiguous()
+
+
 def _replace(module: fx.GraphModule, path: str) -> None:
     """Put a linear layer with the convolution's weight in its place."""
     layer: Any = module.get_submodule(path)
     mask = weight_mask(layer, "weight")
     original = getattr(*place_of(layer, "weight"))
-    linear = nn.Linear(layer.in_channels, layer.out_channels, layer.bias is not None, device="meta")
-    linear.weight = nn.Parameter(original.detach().flatten(1), requires_grad=original.requires_grad)
+    matrix = _as_matrix(original.detach())
+    linear = nn.Linear(matrix.shape[1], matrix.shape[0], layer.bias is not None, device="meta")
+    linear.weight = nn.Parameter(matrix, requires_grad=original.requires_grad)
     linear.bias = layer.bias
     if mask is not None:
-        mask_weight([(linear, "weight")], mask.mask.flatten(1))
+        mask_weight([(linear, "weight")], _as_matrix(mask.mask))
     module.set_submodule(path, linear.train(layer.training))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import InputError
 from fxprune.graph.inputs import Inputs
-from fxprune.latency import measure_latency
+from fxprune.latency import Times, measure_latency, time_in_turn, with_threads
 
 
 class Spy(nn.Module):
@@ -54,3 +55,49 @@ def test_the_median_of_each_is_given_in_milliseconds(monkeypatch: pytest.MonkeyP
 def test_no_run_is_no_measurement() -> None:
     with pytest.raises(InputError, match="give at least 1"):
         _measure(runs=0, warmup=0)
+
+
+@pytest.mark.parametrize(("runs", "warmup"), [(0, 0), (1, -1)])
+def test_nothing_to_measure_is_refused(runs: int, warmup: int) -> None:
+    with pytest.raises(InputError, match=r"give (at least 1|0 or more)"):
+        time_in_turn({}, runs=runs, warmup=warmup)
+
+
+def test_any_number_of_calls_alternate_and_settle_untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [0.0], []
+
+    def call(name: str, seconds: list[float]) -> Callable[[], None]:
+        def run() -> None:
+            calls.append(name)
+            clock[0] += seconds.pop(0)
+
+        return run
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    three = {"a": call("a", [9, 9, 1, 9, 2]), "b": call("b", [9, 9, 3, 9, 4]), "c": call("c", [9, 9, 5, 9, 6])}
+    times = time_in_turn(three, runs=2, warmup=1, settle=1)
+    assert calls == [*"abc", *"aabbcc", *"aabbcc"]
+    expected = {"a": (1e3, 2e3), "b": (3e3, 4e3), "c": (5e3, 6e3)}
+    assert {name: taken.milliseconds for name, taken in times.items()} == expected
+
+
+def test_medians_and_quartiles() -> None:
+    times = Times((1.0, 4.0, 2.0, 3.0, 100.0))
+    assert (times.median, times.quartiles) == (3.0, (2.0, 4.0))
+    assert times.spread == pytest.approx(2 / 3)
+    assert Times((5.0,)).quartiles == (5.0, 5.0)
+
+
+def test_threads_are_given_back_whatever_happens() -> None:
+    before = torch.get_num_threads()
+
+    def fail() -> None:
+        with with_threads(before + 1):
+            assert torch.get_num_threads() == before + 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert torch.get_num_threads() == before
+    with pytest.raises(InputError, match="on 0 threads; give at least 1"), with_threads(0):
+        pass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fxprune.api.bench import bench
 from fxprune.api.channels import prune
+from fxprune.api.lowering import lower
 from fxprune.api.replay import apply_plan, load, run_passes, save
 from fxprune.api.results import Result
 from fxprune.api.training import apply_checkpoint, learn_thresholds, sparsify_gradually
@@ -12,8 +14,10 @@ __all__ = [
     "Result",
     "apply_checkpoint",
     "apply_plan",
+    "bench",
     "learn_thresholds",
     "load",
+    "lower",
     "prune",
     "run_passes",
     "save",

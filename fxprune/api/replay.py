@@ -10,7 +10,9 @@ import torch
 from torch import fx, nn
 
 from fxprune import artifacts
+from fxprune.api.integers import Floats
 from fxprune.api.results import Result, Source, rewrite
+from fxprune.errors import InputError
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Observer, Pass, Pipeline, parse_spec
 from fxprune.graph.tracing import trace
@@ -42,15 +44,22 @@ def run_passes(
 def apply_plan(
     model: nn.Module, example_inputs: ExampleInputs, plan: Plan, *, observers: Iterable[Observer] = ()
 ) -> Result:
-    """Cut a freshly built model, and mask its weights, as `plan` says.
+    """Cut a freshly built model, mask its weights and lower it, as `plan` says.
 
-    Raises `PlanError` when the plan is for another model.
+    What computes a layer is what the plan names, whatever is fastest here.
+
+    Raises `PlanError` when the plan is for another model, `InputError` when a model in training mode is to be lowered.
     """
-    choice = None if plan.weights and not plan.orbits else PlanApplication(plan)
+    if plan.lowering is not None and model.training:
+        raise InputError("the model is in training mode, and lowering is for inference; call model.eval() first")
+    is_about_channels = bool(plan.orbits) or not (plan.weights or plan.lowering)
+    choice = PlanApplication(plan) if is_about_channels else None
     cut: tuple[Pass, ...] = () if choice is None else (MaskInsertion(plan.attention), choice, ChannelSurgery())
     passes = (*cut, WeightPlanApplication(plan)) if plan.weights else cut
     source = Source(model, Inputs.of(example_inputs), plan.frontend, plan.spec, plan.seed)
-    return rewrite(source, passes, choice, observers)
+    watching = tuple(observers)
+    result = rewrite(source, passes, choice, watching)
+    return result if plan.lowering is None else Floats.of(result, watching).lower_as_planned(plan, plan.lowering)
 
 
 def save(result: Result, folder: str | os.PathLike[str], *, pt2: bool = False, onnx: bool = False) -> Path:
@@ -79,6 +88,7 @@ def load(folder: str | os.PathLike[str], model: nn.Module, example_inputs: Examp
     with undisturbed(model):
         result = apply_plan(model.train(plan.training), given, plan)
     artifacts.read_weights(folder, finalize(result.module))
-    write_weight_masks(result.module, plan)
-    result.module.train(model.training)
+    if plan.lowering is None:  # a lowered model has no masks any more, and only evaluates
+        write_weight_masks(result.module, plan)
+        result.module.train(model.training)
     return result

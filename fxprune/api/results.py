@@ -20,7 +20,7 @@ from fxprune.labels.detection import find_orbits
 from fxprune.labels.orbits import Orbits
 from fxprune.narrowing.kept import kept_classes
 from fxprune.plan import Plan, PlannedWeight, keep_plan, plan_of, read_plan, read_weight_masks
-from fxprune.report import Report
+from fxprune.report import LoweredLayer, Report
 from fxprune.survey import make_report
 
 __all__ = ["Result", "Source", "rewrite"]
@@ -38,6 +38,8 @@ class Result:
         inputs: the example inputs that it was traced with.
         orbits: what was coupled in the model.
         kept: bool [classes], which classes of channels stayed.
+        masked: the graph whose weight masks count, where that is not `module`: in a lowered one they are baked in.
+        lowering: what computes the layers of a lowered model.
         notes: what else the report shall say.
         latency_ms: measured medians before and after, where they were measured.
     """
@@ -48,14 +50,17 @@ class Result:
     inputs: Inputs
     orbits: Orbits
     kept: Tensor
+    masked: fx.GraphModule | None = None
+    lowering: tuple[LoweredLayer, ...] = ()
     notes: tuple[str, ...] = ()
     latency_ms: tuple[float, float] | None = None
 
     @cached_property
     def report(self) -> Report:
         """What happened to every layer."""
-        report = make_report(self.traced, self.orbits, self.kept, self.module)
-        return replace(report, notes=(*report.notes, *self.notes), latency_ms=self.latency_ms)
+        report = make_report(self.traced, self.orbits, self.kept, self.masked or self.module)
+        notes = (*report.notes, *self.notes)
+        return replace(report, lowering=self.lowering, notes=notes, latency_ms=self.latency_ms)
 
     @property
     def changes(self) -> str:

@@ -101,13 +101,16 @@ def takes_model(command: _Command) -> _Command:
     return with_options(_MODEL)(gathered)
 
 
-def read_by_layer(given: tuple[str, ...], option: str) -> str | dict[str, Any] | None:
+def read_by_layer(
+    given: tuple[str, ...], option: str, example: tuple[str, str] = ("30%", "50%")
+) -> str | dict[str, Any] | None:
     """Read what `option` says for all layers, as `30%`, or for single ones, as `LAYER=30%` any number of times."""
     if len(given) == 1 and "=" not in given[0]:
         return given[0]
     pairs = [item.rpartition("=") for item in given]
     if any(not layer for layer, _, _ in pairs):
-        raise SpecError(f"several {option} need a layer each: {option} layer1.*=30% {option} layer2.*=50%")
+        first, second = example
+        raise SpecError(f"several {option} need a layer each: {option} layer1.*={first} {option} layer2.*={second}")
     return {layer: share for layer, _, share in pairs} or None
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
+from fxprune.runtime.int8.layer import Int8Layer
+from fxprune.runtime.int8.linear import BlockSparseInt8Linear, Int8Linear, traits
 from fxprune.runtime.masks import is_mask
 from fxprune.runtime.weight_masks import WeightMask, kind_of, parametrized
 
-__all__ = ["diff", "dump", "dump_around"]
+__all__ = ["diff", "dump", "dump_around", "type_text"]
 
 _DTYPES = {
     torch.float32: "f32",
@@ -61,7 +64,7 @@ def _line(module: fx.GraphModule, node: fx.Node) -> str:
     arguments = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in node.kwargs.items()]
     text = f"%{node.name} = {_target(module, node)}({', '.join(arguments)})"
     if "val" in node.meta:
-        text += f" : {_type(node.meta['val'])}"
+        text += f" : {type_text(node.meta['val'])}"
     if node.meta.get("orbits"):
         text += f"  # {node.meta['orbits']}"
     return text
@@ -83,12 +86,18 @@ def _target(module: fx.GraphModule, node: fx.Node) -> str:
         return f"{node.target} {_leaf(leaf)}"
     if node.op == "call_method":
         return f".{node.target}"
+    if isinstance(node.target, OpOverload):
+        return str(node.target).removesuffix(".default")
     return getattr(node.target, "__name__", str(node.target))
 
 
 def _leaf(leaf: torch.nn.Module) -> str:
     """Name a leaf by its type and, where it has a weight, the sizes that surgery changes and the share of zeros."""
     kind = kind_of(leaf)
+    if isinstance(leaf, (Int8Linear, BlockSparseInt8Linear)):
+        return f"{kind}({leaf.in_features}→{leaf.out_features}, {traits(leaf)})"
+    if isinstance(leaf, Int8Layer):
+        return f"{kind}({leaf.extra_repr()})"
     for source, target in (("in_channels", "out_channels"), ("in_features", "out_features")):
         if hasattr(leaf, source):
             groups = f", groups={leaf.groups}" if getattr(leaf, "groups", 1) != 1 else ""
@@ -115,11 +124,12 @@ def _argument(value: Any) -> str:
     return repr(value)
 
 
-def _type(value: Any) -> str:
+def type_text(value: Any) -> str:
+    """Return a value's type as dumps write it: `f32[1, 3, 8, 8]`, also of nested ones."""
     if isinstance(value, Tensor):
         return f"{_DTYPES.get(value.dtype, str(value.dtype))}{list(value.shape)}"
     if isinstance(value, (tuple, list)):
-        return f"({', '.join(_type(v) for v in value)})"
+        return f"({', '.join(type_text(v) for v in value)})"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {_type(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k}: {type_text(v)}" for k, v in value.items()) + "}"
     return repr(value)

@@ -25,7 +25,7 @@ from fxprune.errors import InputError
 from fxprune.graph.inputs import on_meta
 from fxprune.graph.undisturbed import without_fast_path
 
-__all__ = ["MetaInterpreter", "MetaMode", "is_mutating"]
+__all__ = ["MetaInterpreter", "MetaMode", "is_mutating", "ordinary"]
 
 _CACHE_LIMIT = 50_000
 _shapes: dict[Any, Any] = {}
@@ -190,12 +190,13 @@ def _rebuild(spec: Any) -> Any:
     return torch.empty_strided(size, stride, dtype=dtype, device="meta")
 
 
-def _ordinary(value: Any) -> Any:
+def ordinary(value: Any) -> Any:
+    """Return nested arguments of a node in ordinary containers, as generated code has them, not immutable ones."""
     if isinstance(value, list):
-        return [_ordinary(v) for v in value]
+        return [ordinary(v) for v in value]
     if isinstance(value, dict):
-        return {k: _ordinary(v) for k, v in value.items()}
-    return tuple(_ordinary(v) for v in value) if type(value) is tuple else value
+        return {k: ordinary(v) for k, v in value.items()}
+    return tuple(ordinary(v) for v in value) if type(value) is tuple else value
 
 
 class MetaInterpreter(fx.Interpreter):
@@ -244,7 +245,7 @@ class MetaInterpreter(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a function with ordinary lists, as generated code does; torch.fx keeps immutable ones."""
-        args, kwargs = _ordinary(args), _ordinary(kwargs)
+        args, kwargs = ordinary(args), ordinary(kwargs)
         if target is operator.getitem and isinstance(args[1], tuple):
             # On a meta tensor a list would become a meta index, whose positions are not known.
             args = (args[0], tuple(torch.tensor(i) if isinstance(i, list) else i for i in args[1]))
@@ -252,7 +253,7 @@ class MetaInterpreter(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Run a leaf; one that needs real values or real parameters gets noise, and its operators are not seen."""
-        args, kwargs = _ordinary(args), _ordinary(kwargs)
+        args, kwargs = ordinary(args), ordinary(kwargs)
         try:
             return super().call_module(target, args, kwargs)
         except Exception as error:

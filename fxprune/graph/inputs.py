@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import InputError
+from fxprune.runtime.int8.layer import Int8Layer
 
 __all__ = ["ExampleInputs", "Inputs", "check_model", "on_meta"]
 
@@ -70,10 +71,13 @@ def on_meta(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, on_meta, value)
 
 
+_REFUSED = (torch.jit.ScriptModule, Int8Layer)
+
+
 def check_model(model: nn.Module, inputs: Inputs) -> None:
     """Refuse what no pass can work on: quantised, compiled and lazy models, inputs without tensors or elsewhere."""
     for name, module in model.named_modules():
-        if ".quantized" in type(module).__module__ or isinstance(module, torch.jit.ScriptModule):
+        if ".quantized" in type(module).__module__ or isinstance(module, _REFUSED):
             kind = "TorchScript" if isinstance(module, torch.jit.ScriptModule) else "quantised"
             raise InputError(
                 f"module '{name or type(module).__name__}' is {kind}; fxprune prunes floating-point eager models: "

@@ -24,7 +24,7 @@ from fxprune.graph.shapes import propagate_shapes
 from fxprune.graph.symbolic import trace_symbolically
 from fxprune.graph.undisturbed import undisturbed
 
-__all__ = ["trace", "trace_graph"]
+__all__ = ["check_frontend", "trace", "trace_graph"]
 
 
 def trace(model: nn.Module, example_inputs: ExampleInputs, *, frontend: str = "auto") -> fx.GraphModule:
@@ -49,8 +49,7 @@ def trace_graph(model: nn.Module, inputs: Inputs, frontend: str) -> fx.GraphModu
     """Trace without shapes, which the first analysis of the graph finds anyway; see `trace`."""
     check_model(model, inputs)
     inputs.bind(model.forward)
-    if frontend != "auto" and frontend not in _FRONTENDS:
-        raise TraceError(f"unknown front end '{frontend}'; known front ends: auto, {', '.join(_FRONTENDS)}")
+    check_frontend(frontend)
     reasons: list[str] = []
     for name in _FRONTENDS if frontend == "auto" else (frontend,):
         try:
@@ -63,6 +62,12 @@ def trace_graph(model: nn.Module, inputs: Inputs, frontend: str) -> fx.GraphModu
         f"{type(model).__name__} could not be traced. " + " | ".join(reasons) + ". Rewrite the named control flow, "
         "or prune the part of the model that does not hold it"
     )
+
+
+def check_frontend(frontend: str) -> None:
+    """Raise `TraceError` for a front end that does not exist."""
+    if frontend != "auto" and frontend not in _FRONTENDS:
+        raise TraceError(f"unknown front end '{frontend}'; known front ends: auto, {', '.join(_FRONTENDS)}")
 
 
 def _finish(module: fx.GraphModule, reasons: tuple[str, ...]) -> fx.GraphModule:

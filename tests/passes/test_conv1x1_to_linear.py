@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune.errors import SpecError
 from fxprune.graph.passes import Pipeline
 from fxprune.runtime.weight_masks import mask_weight, masked_weights
 from passes import BatchnormFolding, Conv1x1ToLinear
@@ -164,3 +165,54 @@ def test_masks_stay_masks() -> None:
     layer = graph.get_submodule("features.2.conv.0.0")
     assert isinstance(layer, nn.Linear)
     assert int((layer.weight == 0).sum()) == layer.weight.numel() // 2
+
+
+WITH_IM2COL = Pipeline((Conv1x1ToLinear(im2col=("*",)),))
+
+
+class Kernels(nn.Module):
+    """Convolutions that become linear layers on patches, and some that must not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False)
+        self.wide = nn.Conv2d(8, 8, (1, 5), padding="same", dilation=2)
+        self.padded = nn.Conv2d(8, 6, 1, padding=1)
+        self.grouped, self.reflecting = (
+            nn.Conv2d(6, 6, 3, groups=2),
+            nn.Conv2d(6, 6, 3, padding_mode="reflect", padding=1),
+        )
+        self.uneven = nn.Conv2d(6, 4, 2, padding="same")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.wide(torch.relu(self.stem(x))) + 1)
+        return self.uneven(self.reflecting(self.grouped(self.padded(x))))
+
+
+def test_convolutions_become_linear_layers_on_patches() -> None:
+    model = Kernels().double()
+    graph = fxprune.trace(model, torch.rand(2, 3, 17, 20).double())
+    result = WITH_IM2COL(graph)
+    assert result.modified
+    assert not WITH_IM2COL(result.graph_module).modified
+    for size in ((2, 17, 20), (1, 31, 9)):
+        x = torch.rand(size[0], 3, *size[1:]).double()
+        assert_close(run(result.graph_module, fxprune.Inputs.of(x)), run(graph, fxprune.Inputs.of(x)), "im2col", 1e-9)
+    kinds = {name: type(part).__name__ for name, part in result.graph_module.named_children()}
+    assert {kinds[name] for name in ("stem", "wide", "padded")} == {"Linear"}
+    assert {kinds[name] for name in ("grouped", "reflecting", "uneven")} == {"Conv2d"}
+
+
+def test_im2col_takes_only_what_is_named() -> None:
+    graph = fxprune.trace(Kernels(), torch.rand(1, 3, 17, 20))
+    lowered = Pipeline((Conv1x1ToLinear(im2col=("stem",)),))(graph).graph_module
+    assert [name for name, part in lowered.named_children() if isinstance(part, nn.Linear)] == ["stem"]
+    with pytest.raises(SpecError, match="no layer matches 'stm'; did you mean 'stem'"):
+        Pipeline((Conv1x1ToLinear(im2col=("stm",)),))(graph)
+
+
+def test_blocks_of_zeros_stay_blocks_on_patches() -> None:
+    sparse = fxprune.sparsify(nn.Sequential(nn.Conv2d(8, 8, 3)), torch.rand(1, 8, 9, 9), sparsity=0.5, layers="all")
+    lowered = fxprune.finalize(WITH_IM2COL(sparse.module).graph_module)
+    blocks = lowered.get_parameter("0.weight").unflatten(1, (-1, 4))
+    assert (blocks != 0).any(2).float().mean() == 0.5

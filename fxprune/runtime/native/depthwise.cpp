@@ -172,7 +172,10 @@ void convolve(const Block& block, const Taps& taps, const Windows& windows, cons
     for (int64_t quad = 0; quad < quads; ++quad) {
       Words bytes, words;
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) bytes[i] = load(place<kRows, kColumns>(taps, rows, columns, 4 * quad + i) + offset);
+      for (int i = 0; i < 4; ++i) {
+        bytes[i] = load(place<kRows, kColumns>(taps, rows, columns, 4 * quad + i) + offset);
+        hide(bytes[i]);  // Or compilers load twice what is interleaved twice.
+      }
       interleave(bytes, words);
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) sums[k] = dot_each(sums[k], words[k], weights[4 * quad + k]);

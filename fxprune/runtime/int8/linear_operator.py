@@ -36,7 +36,8 @@ def _fake(input: Tensor, *arguments: Any) -> Tensor:  # noqa: A002
     return input.new_empty(packed_shape(torch.Size(shape)) if output_layout == PACKED else shape, dtype=dtype)
 
 
-block_sparse_int8_linear = define(f"block_sparse_int8_linear{_ARGUMENTS}", compute, _fake)
+block_sparse_int8_linear = define(f"block_sparse_int8_linear{_ARGUMENTS}", compute, _fake, is_compiled=False)
+"""Its backend loads what it needs."""
 
-define(f"block_sparse_int8_linear_by_name{_ARGUMENTS}", compute, _fake)
+define(f"block_sparse_int8_linear_by_name{_ARGUMENTS}", compute, _fake, is_compiled=False)
 """What the compiled kernel, which takes the place of the one above on CPUs, calls for every backend but itself."""

@@ -26,11 +26,11 @@ struct Group {
 };
 
 Group group_of(const Windows& windows) {
-  const int64_t channels = windows.bytes;
-  const auto fits = [&](int64_t positions) { return windows.stride[1] == 1 && positions <= windows.out_width; };
-  if (channels > 4 * kBlock) return {1, channels};
+  const int64_t channels = windows.bytes, alone = (channels + kBlock - 1) / kBlock * kBlock;
+  // Blocks of one position that overlap little cost less than the weights of a group.
+  if (windows.stride[1] != 1 || 4 * alone <= 5 * channels) return {1, channels};
   const int64_t whole = kBlock / std::gcd(channels, kBlock), least = (kBlock + channels - 1) / channels;
-  const int64_t positions = fits(whole) ? whole : fits(least) ? least : 1;
+  const int64_t positions = 4 * whole <= windows.out_width ? whole : least <= windows.out_width ? least : 1;
   return {positions, positions * channels};
 }
 
@@ -132,49 +132,43 @@ inline void finish(const Words& sums, const Block& block, const Output& output, 
   if (block.count < kBlock) std::copy_n(copy, block.count, output.levels + place);
 }
 
-// Where the taps of an output row are: `rows` of the image, and in them `columns` bytes on from the position's own.
+// Rows of a padded image, and how far the rows and columns of a kernel lie apart in it, in bytes.
 struct Taps {
-  std::vector<const uint8_t*> rows;
-  std::vector<int64_t> columns;
-
-  int64_t count() const { return static_cast<int64_t>(rows.size() * columns.size()); }
+  const uint8_t* first;
+  int64_t row_step, column_step;
 };
-
-// Return where a tap is; those that fill up a quad are as the first, and their weights are zero. With kernel sizes that
-// are known, addresses are sums of registers: loads of addresses would hold up the loads behind them.
-template <int kRows, int kColumns>
-inline const uint8_t* place(const Taps& taps, const uint8_t* const* rows, const int64_t* columns, int64_t tap) {
-  const int64_t width = kColumns ? kColumns : static_cast<int64_t>(taps.columns.size());
-  const int64_t count = kRows ? kRows * kColumns : taps.count();
-  return tap < count ? rows[tap / width] + columns[tap % width] : rows[0] + columns[0];
-}
 
 // Compute a block of channels of all positions of an output row, which begins at `position`; the last group overlaps
 // the one before it where groups do not fill the row. Kernel sizes of 0 are any.
+//
+// Addresses are sums of registers, one tap after the other: loads of addresses would hold up the loads behind them.
 template <int kRows, int kColumns>
 void convolve(const Block& block, const Taps& taps, const Windows& windows, const Group& group, const Output& output,
               int64_t position) {
-  constexpr int64_t kQuads = (kRows * kColumns + 3) / 4;
-  const int64_t quads = kQuads ? kQuads : (taps.count() + 3) / 4, step = windows.stride[1] * windows.bytes;
-  const uint8_t* known_rows[kRows + 1];
-  int64_t known_columns[kColumns + 1];
-  std::copy_n(taps.rows.begin(), kRows, known_rows);
-  std::copy_n(taps.columns.begin(), kColumns, known_columns);
-  const uint8_t* const* rows = kRows ? known_rows : taps.rows.data();
-  const int64_t* columns = kColumns ? known_columns : taps.columns.data();
+  const int64_t columns = kColumns ? kColumns : windows.kernel[1];
+  const int64_t count = kRows ? kRows * kColumns : windows.kernel[0] * columns;
+  const int64_t step = windows.stride[1] * windows.bytes;
   const Int* weights = block.weights.data();
   for (int64_t next = 0; next < windows.out_width; next += group.positions) {
-    const int64_t x = std::min(next, windows.out_width - group.positions), offset = x * step + block.first;
+    const int64_t x = std::min(next, windows.out_width - group.positions);
+    const uint8_t* row = taps.first + x * step + block.first;
     Words sums;
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) sums[k] = block.offsets[k];
+    int64_t tap = 0, column = 0;
 #pragma GCC unroll 8
-    for (int64_t quad = 0; quad < quads; ++quad) {
+    for (int64_t quad = 0; 4 * quad < count; ++quad) {
       Words bytes, words;
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        bytes[i] = load(place<kRows, kColumns>(taps, rows, columns, 4 * quad + i) + offset);
+        // What fills up a quad is the last tap again, and its weights are zero.
+        bytes[i] = load(row + column * taps.column_step);
         hide(bytes[i]);  // Or compilers load twice what is interleaved twice.
+        if (++tap >= count) continue;
+        if (++column == columns) {
+          column = 0;
+          row += taps.row_step;
+        }
       }
       interleave(bytes, words);
 #pragma GCC unroll 4
@@ -184,43 +178,44 @@ void convolve(const Block& block, const Taps& taps, const Windows& windows, cons
   }
 }
 
-// The rows of an image that the taps of an output row lie in, with what is outside filled in, and room to read a whole
-// block at their end. Rows stay from one output row to the next.
-class PaddedRows {
+// A few rows of an image with what is outside filled in, and room to read a whole block at their end.
+class Strip {
  public:
-  PaddedRows(const uint8_t* input, const Windows& windows, uint8_t fill_level)
-      : input_(input),
-        windows_(windows),
+  Strip(const Windows& windows, uint8_t fill_level)
+      : windows_(windows),
         fill_(fill_level),
-        pitch_((windows.width + 2 * windows.padding[1]) * windows.bytes + kBlock),
-        held_(static_cast<size_t>(windows.dilation[0] * (windows.kernel[0] - 1) + 1), -1),
-        rows_(held_.size() * static_cast<size_t>(pitch_), fill_level) {}
+        pitch_(((windows.width + 2 * windows.padding[1]) * windows.bytes + 2 * kBlock - 1) / kBlock * kBlock) {}
 
-  // Return row `row` of image `image`, which may be outside; its padding comes first.
-  const uint8_t* row(int64_t image, int64_t row) {
-    const int64_t count = static_cast<int64_t>(held_.size()),
-                  key = image * (windows_.height + 2 * windows_.padding[0] + count) + row + windows_.padding[0];
-    const int64_t place = key % count, width = windows_.width * windows_.bytes;
-    uint8_t* target = rows_.data() + place * pitch_;
-    if (held_[static_cast<size_t>(place)] != key) {
-      held_[static_cast<size_t>(place)] = key;
-      uint8_t* inside = target + windows_.padding[1] * windows_.bytes;
-      if (row >= 0 && row < windows_.height)
-        std::memcpy(inside, input_ + (image * windows_.height + row) * width, static_cast<size_t>(width));
-      else
-        std::memset(inside, fill_, static_cast<size_t>(width));
+  int64_t pitch() const { return pitch_; }
+
+  // Return `count` rows from `top` on, which may begin above the image and end below.
+  const uint8_t* rows(const uint8_t* image, int64_t top, int64_t count) {
+    const int64_t width = windows_.width * windows_.bytes, side = windows_.padding[1] * windows_.bytes;
+    lines_.resize(static_cast<size_t>(count * pitch_ / kBlock));
+    for (int64_t i = 0; i < count; ++i) {
+      uint8_t* row = lines_.front().bytes + i * pitch_;
+      const bool is_inside = top + i >= 0 && top + i < windows_.height;
+      std::memset(row, fill_, static_cast<size_t>(is_inside ? side : pitch_));
+      if (!is_inside) continue;
+      std::memcpy(row + side, image + (top + i) * width, static_cast<size_t>(width));
+      std::memset(row + side + width, fill_, static_cast<size_t>(pitch_ - side - width));
     }
-    return target;
+    return lines_.front().bytes;
   }
 
  private:
-  const uint8_t* input_;
+  struct alignas(kBlock) Line {
+    uint8_t bytes[kBlock];
+  };
+
   const Windows& windows_;
   uint8_t fill_;
   int64_t pitch_;
-  std::vector<int64_t> held_;
-  std::vector<uint8_t> rows_;
+  std::vector<Line> lines_;
 };
+
+// Output rows of a strip: more would leave the caches, fewer would copy the rows between two strips more often.
+constexpr int64_t kStripRows = 8;
 
 }  // namespace
 
@@ -236,15 +231,20 @@ void depthwise(const uint8_t* input, const Windows& windows, const int8_t* weigh
     const int64_t first = std::max<int64_t>(std::min(next, group.channels - kBlock), 0);
     blocks.push_back(block_of(layer, first, std::min(kBlock, group.channels)));
   }
-  PaddedRows rows(input, windows, fill_level);
-  Taps places{std::vector<const uint8_t*>(static_cast<size_t>(windows.kernel[0])), {}};
-  for (int64_t x = 0; x < windows.kernel[1]; ++x) places.columns.push_back(x * windows.dilation[1] * channels);
-  for (int64_t out_row = first_row; out_row < last_row; ++out_row) {
-    const int64_t image = out_row / windows.out_height;
-    const int64_t top = out_row % windows.out_height * windows.stride[0] - windows.padding[0];
-    for (int64_t y = 0; y < windows.kernel[0]; ++y)
-      places.rows[static_cast<size_t>(y)] = rows.row(image, top + y * windows.dilation[0]);
-    for (const Block& block : blocks) convolve_row(block, places, windows, group, output, out_row * windows.out_width);
+  Strip strip(windows, fill_level);
+  const int64_t reach = windows.dilation[0] * (windows.kernel[0] - 1) + 1;
+  for (int64_t row = first_row; row < last_row;) {
+    const int64_t image = row / windows.out_height, first = row % windows.out_height;
+    const int64_t count = std::min({kStripRows, windows.out_height - first, last_row - row});
+    const uint8_t* rows =
+        strip.rows(input + image * windows.height * windows.width * channels,
+                   first * windows.stride[0] - windows.padding[0], (count - 1) * windows.stride[0] + reach);
+    for (int64_t i = 0; i < count; ++i, ++row)
+      for (const Block& block : blocks)
+        convolve_row(block,
+                     {rows + i * windows.stride[0] * strip.pitch(), windows.dilation[0] * strip.pitch(),
+                      windows.dilation[1] * channels},
+                     windows, group, output, row * windows.out_width);
   }
 }
 

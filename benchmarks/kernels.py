@@ -206,7 +206,8 @@ def main() -> None:
     threads = [int(count) for count in arguments.threads.split(",")]
     found = {name: shapes(timm.create_model(name), MODELS.get(name, 224)) for name in names}
     cases = [case for name in names for case in itertools.product([name], found[name], sparsities)]
-    peaks, rows = [peak()], []
+    peaks = [peak()]
+    rows: list[Row] = []
     for count in threads:
         torch.set_num_threads(count)
         for name, shape, sparsity in tqdm(cases, f"{count} threads", leave=False):

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -23,7 +24,7 @@ from torch import nn
 
 import fxprune
 from benchmarks.machine import describe_run, publish
-from fxprune.timing import Comparison
+from fxprune.timing.comparison import Comparison
 
 MODELS = {"fbnetv3_g": 240, "efficientnet_b0": 224, "mobilenetv2_100": 224, "resnet50": 224}
 """timm's name → image size."""
@@ -56,11 +57,17 @@ class Artifact:
     megabytes: float
 
 
+def build(name: str) -> nn.Module:
+    """Build a model with random weights, none of them zero."""
+    options: dict[str, Any] = {"zero_init_last": False} if name.startswith("resnet") else {}
+    return timm.create_model(name, **options).eval()
+
+
 def lowered(model: nn.Module, image: torch.Tensor, sparsity: float, im2col: bool) -> tuple[fxprune.Result, Artifact]:
     """Lower a model; say how long it took and what its folder weighs."""
     start = time.perf_counter()
-    kernels = "*" if im2col else ()
-    result = fxprune.lower(model, image, calibration=[image], sparsity=sparsity or None, im2col=kernels)
+    options: dict[str, Any] = {"im2col": "*", "layers": "all"} if im2col else {}
+    result = fxprune.lower(model, image, calibration=[image], sparsity=sparsity or None, **options)
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         fxprune.save(result, Path(folder) / "model")
@@ -84,10 +91,11 @@ def compare(
     """Measure one model; return the times, what lowering made, and the size of the float weights in megabytes."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model, size = timm.create_model(name).eval(), MODELS.get(name, 224)
+    model, size = build(name), MODELS.get(name, 224)
     image = torch.randn(1, 3, size, size)
     made = list(variants(name, model, image, sparsities))
     modules = {title: result.module for title, result, _ in made}
+    modules |= {f"{title}, compiled": torch.compile(result.module) for title, result, _ in made[-1:]}
     found = fxprune.bench(model, image, peers, modules=modules, runs=runs, threads=threads, name=name)
     floats = sum(t.numel() * t.element_size() for t in model.state_dict().values()) / 1e6
     return found, {title: artifact for title, _, artifact in made}, floats
@@ -97,7 +105,8 @@ def rows_of(found: Comparison, artifacts: dict[str, Artifact]) -> Iterator[Row]:
     """Yield the rows of a model."""
     for row in found.variants:
         if row.times is not None:
-            sparsity = artifacts[row.variant].sparsity if row.variant in artifacts else 0.0
+            made = artifacts.get(row.variant.removesuffix(", compiled"))
+            sparsity = 0.0 if made is None else made.sparsity
             yield Row(found.model, row.variant, sparsity, found.threads, row.times.median)
 
 
@@ -126,7 +135,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows to FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE")
     arguments = parser.parse_args()
-    sparsities, rows, parts = [float(s) for s in arguments.sparsities.split(",")], [], []
+    sparsities = [float(s) for s in arguments.sparsities.split(",")]
+    rows: list[Row] = []
+    parts: list[str] = []
     for threads in map(int, arguments.threads.split(",")):
         for name in arguments.models.split(","):
             found, artifacts, floats = compare(

@@ -90,6 +90,13 @@ def test_every_option_is_obeyed(file: str, tmp_path: Path) -> None:
     assert (out / "model.pt2").is_file()
 
 
+def test_larger_kernels_are_computed_on_integers_on_request(file: str, tmp_path: Path) -> None:
+    options = ("--calibration", "random", "--backend", "native", "--im2col", "0", "--json")
+    facts = json.loads(_done(f"{file}:net", *options, "--out", tmp_path / "lowered"))
+    assert facts["report"]["lowering"][0]["runs"] == "native dense"
+    assert artifacts.read_plan_file(tmp_path / "lowered").lowering.im2col == ("0",)  # type: ignore[union-attr]
+
+
 def test_what_is_fastest_is_measured_by_default(file: str, tmp_path: Path) -> None:
     facts = json.loads(_done(f"{file}:net", "--calibration", "random", "--json", "--out", tmp_path / "lowered"))
     assert [bool(row["microseconds"]) for row in facts["report"]["lowering"]] == [False, True, True, True]
@@ -125,6 +132,7 @@ def test_changes_are_printed_on_request(file: str, tmp_path: Path) -> None:
         (["--calibration", "random", "--backend", "native", "--backend", "2=onednn"], "need a layer each"),
         (["--calibration", "random", "--backend", "native", "--onnx"], "ONNX has no operator"),
         (["--calibration", "random", "--sparsity", "150%"], "outside"),
+        (["--calibration", "random", "--im2col", "conv"], "no layer matches 'conv'"),
         (["--calibration", "random", "--observer", "mean"], "unknown observer 'mean'"),
     ],
 )

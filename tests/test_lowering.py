@@ -153,7 +153,7 @@ def test_observers_are_told_of_every_pass() -> None:
     events: list[PassEvent] = []
     _lower(sparsity=0.5, observers=[events.append])
     assert [event.name for event in events] == [
-        *("weight-sparsification", "batchnorm-folding", "conv1x1-to-linear"),
+        *("weight-sparsification", "batchnorm-folding", "dead-code-elimination", "conv1x1-to-linear"),
         *("quantization", "block-sparse-int8-lowering"),
     ]
 
@@ -325,6 +325,8 @@ def test_a_backend_of_a_plan_that_does_not_exist_is_refused(result: fxprune.Resu
         ({"ranges": [{"value": "relu", "low": 1}]}, "is no range"),
         ({"ranges": [{"value": "relu", "low": 1, "high": 0}]}, "the lower one first"),
         ({"floating": None}, "malformed"),
+        ({"im2col": "stem"}, "malformed: TypeError: 'im2col' is 'stem', and no list of paths"),
+        ({"im2col": ["gone"]}, "for another model: no layer matches 'gone'"),
         ({"ranges": []}, "for another model"),
     ],
 )
@@ -453,6 +455,7 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"backend": {"middel": "native"}}, SpecError, "did you mean 'middle'"),
     ({"backend": {"stem": "native"}}, SpecError, "'stem' is no quantised layer"),
     ({"block": "four"}, SpecError, "cannot read the block 'four'"),
+    ({"im2col": "stm"}, SpecError, "no layer matches 'stm'; did you mean 'stem'"),
     ({"layers": "middel"}, SpecError, "matches 'middel'|middle"),
     ({"exclude": ["all"]}, InputError, "no layer of the model can be computed on integers: 'expand': it was excluded"),
     ({"sparsity": 2}, TargetError, "outside"),

@@ -38,6 +38,7 @@ def bench(
     modules: Mapping[str, Callable[..., Any]] | None = None,
     sparsity: float | str | Sequence[float | str] | None = None,
     calibration: Iterable[Any] | None = None,
+    im2col: str | Iterable[str] = (),
     runs: int = 30,
     warmup: int = 5,
     threads: int | None = None,
@@ -58,6 +59,7 @@ def bench(
             their rows; one that is called "lowered" stands for that variant.
         sparsity: of "lowered", in 1×4 blocks; several give a row each.
         calibration: batches for the activations of "lowered"; the example inputs where there are none.
+        im2col: convolutions with larger kernels that "lowered" computes on integers too, as in `lower`.
         runs: timed runs of every variant, whose median and quartiles are given.
         warmup: runs of every variant before those.
         threads: of every variant; as torch is set where it is None.
@@ -73,7 +75,7 @@ def bench(
     """
     inputs = Inputs.of(example_inputs)
     batches = None if calibration is None else tuple(calibration)
-    lowered = partial(lowered_variant, calibration=batches)
+    lowered = partial(lowered_variant, calibration=batches, im2col=read_patterns(im2col))
     rows = tuple(_rows(read_patterns(variants), dict(modules or {}), sparsity, lowered))
     _check(rows, inputs, memory_format)
     check_frontend(frontend)
@@ -84,16 +86,20 @@ def bench(
         return compare(name or type(model).__name__, subject, rows, how)
 
 
-def lowered_variant(subject: Subject, *, sparsity: float | None, calibration: Iterable[Any] | None) -> nn.Module:
+def lowered_variant(
+    subject: Subject, *, sparsity: float | None, calibration: Iterable[Any] | None, im2col: tuple[str, ...] = ()
+) -> nn.Module:
     """Lower a model as the variant "lowered" runs it.
 
     Args:
         subject: the model, a copy in evaluation mode, and its example inputs; torch has the threads to measure on.
         sparsity: fraction of its weights that becomes zero in 1×4 blocks; None leaves them as they are.
         calibration: batches; the example inputs where it is None.
+        im2col: larger convolutions that are computed on integers too.
     """
     batches = [subject.inputs] if calibration is None else calibration
-    return lower(subject.model, subject.inputs, calibration=batches, sparsity=sparsity or None).module
+    how: dict[str, Any] = {"calibration": batches, "sparsity": sparsity or None, "im2col": im2col}
+    return lower(subject.model, subject.inputs, **how).module
 
 
 def is_lowered(module: nn.Module) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 
 import torch
 from torch import fx
@@ -20,33 +20,54 @@ from fxprune.lowering.rows import lowered_rows
 from fxprune.machine import processor
 from fxprune.plan import Plan, PlannedLowering, keep_plan
 from fxprune.quantization import Ranges, float_layers
+from fxprune.runtime.im2col import im2col
 from fxprune.runtime.int8 import BlockSparseInt8Linear, Int8Linear
 from fxprune.runtime.int8.layer import Int8Layer
 from fxprune.runtime.weight_masks import finalize
-from passes import BatchnormFolding, BlockSparseInt8Lowering, Conv1x1ToLinear, Quantization
+from passes import BatchnormFolding, BlockSparseInt8Lowering, Conv1x1ToLinear, DeadCodeElimination, Quantization
 
-__all__ = ["Floats"]
+__all__ = ["Floats", "lower_as_planned"]
 
-_BEFORE = (BatchnormFolding(), Conv1x1ToLinear())
-"""What is done to a graph before it is quantised."""
+
+_FOLDING = (BatchnormFolding(), DeadCodeElimination(identities=True))
+"""What leaves no trace in what a graph computes, and comes first."""
 
 
 @dataclass(frozen=True)
 class Floats:
-    """A result, and its graph as it is quantised: batch norms folded, 1×1 convolutions linear, masks baked in."""
+    """A result, and its graph as it is quantised.
+
+    Attributes:
+        before: the result.
+        folded: its graph with batch norms folded and masks baked in.
+        graph: the same with linear layers for 1×1 convolutions, and for larger ones that `step` names.
+        step: the pass that made them.
+        observers: called after every pass.
+    """
 
     before: Result
+    folded: fx.GraphModule
     graph: fx.GraphModule
+    step: Conv1x1ToLinear
     observers: tuple[Observer, ...]
 
     @staticmethod
-    def of(before: Result, observers: tuple[Observer, ...]) -> Floats:
-        """Make the graph."""
+    def of(before: Result, observers: tuple[Observer, ...], im2col: tuple[str, ...]) -> Floats:
+        """Make the graphs; `im2col` are names, globs or types of larger convolutions that become linear layers too.
+
+        Raises `SpecError` for one that matches nothing.
+        """
         if any("val" not in node.meta for node in before.module.graph.nodes):
             propagate_shapes(before.module)
-        graph = finalize(Pipeline(_BEFORE, observers)(before.module).graph_module)
-        graph.training = False  # torch.export leaves its graphs in training mode, whatever they compute
-        return Floats(before, graph, observers)
+        folded = finalize(Pipeline(_FOLDING, observers)(before.module).graph_module)
+        folded.training = False  # torch.export leaves its graphs in training mode, whatever they compute
+        step = Conv1x1ToLinear(im2col)
+        return Floats(before, folded, Pipeline((step,), observers)(folded).graph_module, step, observers)
+
+    @cached_property
+    def on_patches(self) -> set[str]:
+        """The paths of the layers that are convolutions in the folded graph, and linear layers on patches here."""
+        return _on_patches(self.graph) - _on_patches(self.folded)
 
     def lower(self, quantization: Quantization, step: BlockSparseInt8Lowering) -> Result:
         """Quantise the graph with ranges, and give its layers to the backends that a pass names.
@@ -66,7 +87,11 @@ class Floats:
 
         Raises `InputError` when no layer can be computed on integers.
         """
-        decision = decide(partial(self._quantised, quantization), self.graph, Stopwatch(block))
+
+        def quantise(floating: Mapping[str, str]) -> fx.GraphModule:
+            return self._quantised(replace(quantization, keep_float=floating))[1]
+
+        decision = decide(quantise, self._without(self.on_patches), Stopwatch(block))
         if not decision.times:
             return self.lower(quantization, BlockSparseInt8Lowering())
         quantization = replace(quantization, keep_float=decision.floating)
@@ -77,31 +102,47 @@ class Floats:
         result = self._recorded(self._lowered(quantization, step, times), quantization, step)
         return replace(result, notes=(*result.notes, note))
 
-    def lower_as_planned(self, plan: Plan, planned: PlannedLowering) -> Result:
-        """Lower as a plan says. Raises `PlanError` when it is a plan for another model."""
+    def lower_exactly(self, planned: PlannedLowering) -> Result:
+        """Lower as a plan says. Raises `UsageError` when it is a plan for another model."""
         quantization = Quantization(ranges=planned.ranges, keep_float=planned.floating)
-        try:
-            found = quantised_layers(self._quantised(quantization, planned.floating))
-            if found.keys() != planned.layers.keys():
-                path = min(found.keys() ^ planned.layers.keys())
-                where = "it" if path in planned.layers else "this model"
-                raise PlanError(f"only in {where} is '{path}' computed on integers")
-            linear = [path for path, (_, layer) in found.items() if isinstance(layer, Int8Linear)]
-            step = BlockSparseInt8Lowering({path: planned.layers[path] for path in linear})
-            return self._lowered(quantization, step, {})
-        except UsageError as error:
-            raise PlanError(f"the plan is for another model: {error}; {plan.remedy}") from error
+        found = quantised_layers(self._quantised(quantization)[1])
+        if found.keys() != planned.layers.keys():
+            path = min(found.keys() ^ planned.layers.keys())
+            where = "it" if path in planned.layers else "this model"
+            raise PlanError(f"only in {where} is '{path}' computed on integers")
+        linear = [path for path, (_, layer) in found.items() if isinstance(layer, Int8Linear)]
+        return self._lowered(quantization, BlockSparseInt8Lowering({path: planned.layers[path] for path in linear}), {})
 
-    def _quantised(self, quantization: Quantization, floating: Mapping[str, str]) -> fx.GraphModule:
-        return Pipeline((replace(quantization, keep_float=floating),))(self.graph).graph_module
+    def _without(self, floating: Iterable[str]) -> fx.GraphModule:
+        """Return the graph with convolutions for those linear layers on patches that stay in float."""
+        left = self.on_patches.difference(floating)
+        if left == self.on_patches:
+            return self.graph
+        return Pipeline((Conv1x1ToLinear(tuple(sorted(left))),))(self.folded).graph_module
+
+    def _quantised(self, quantization: Quantization) -> tuple[Quantization, fx.GraphModule]:
+        """Quantise the graph; return with it the pass, which names all layers on patches that cannot be quantised.
+
+        Those are convolutions: patches in float only cost time.
+        """
+        while True:
+            graph = Pipeline((quantization,))(self._without(quantization.keep_float)).graph_module
+            left = {path: reason for path, reason in float_layers(graph) if path in self.on_patches}
+            if left.keys() <= quantization.keep_float.keys():
+                return quantization, graph
+            quantization = replace(quantization, keep_float={**left, **quantization.keep_float})
 
     def _lowered(
         self, quantization: Quantization, step: BlockSparseInt8Lowering, times: Mapping[str, Mapping[str, float]]
     ) -> Result:
         """Run the two passes; `times` are microseconds by path and candidate."""
-        module = Pipeline((quantization, step), self.observers)(self.graph).graph_module
+        if self.on_patches:
+            quantization, _ = self._quantised(quantization)
+        given = self._without(quantization.keep_float)
+        module = Pipeline((quantization, step), self.observers)(given).graph_module
         choices, floating = _choices(module), dict(float_layers(module))
-        planned = PlannedLowering(quantization.ranges or Ranges("", {}), choices, floating)
+        on_patches = tuple(path for path in choices if path in self.on_patches)
+        planned = PlannedLowering(quantization.ranges or Ranges("", {}), choices, floating, on_patches)
         plan = replace(self.before.plan, lowering=planned)
         keep_plan(module, plan)
         rows = tuple(lowered_rows(module, choices, floating, times))
@@ -109,10 +150,25 @@ class Floats:
 
     def _recorded(self, result: Result, *steps: Pass) -> Result:
         """Let the plan say which passes made the result."""
-        spec = ",".join(filter(None, (result.plan.spec, *(step.record() for step in (*_BEFORE, *steps)))))
+        made = (*_FOLDING, self.step, *steps)
+        spec = ",".join(filter(None, (result.plan.spec, *(step.record() for step in made))))
         plan = replace(result.plan, spec=spec)
         keep_plan(result.module, plan)
         return replace(result, plan=plan)
+
+
+def lower_as_planned(before: Result, plan: Plan, planned: PlannedLowering, observers: tuple[Observer, ...]) -> Result:
+    """Lower a result as its plan says. Raises `PlanError` when it is a plan for another model."""
+    try:
+        return Floats.of(before, observers, planned.im2col).lower_exactly(planned)
+    except UsageError as error:
+        raise PlanError(f"the plan is for another model: {error}; {plan.remedy}") from error
+
+
+def _on_patches(graph: fx.GraphModule) -> set[str]:
+    """Return the paths of the layers that a graph calls on patches."""
+    readers = [user for node in graph.graph.nodes if node.target is im2col for user in node.users]
+    return {str(reader.target) for reader in readers if reader.op == "call_module"}
 
 
 def _choices(module: fx.GraphModule) -> dict[str, str]:

@@ -15,8 +15,10 @@ from fxprune.errors import InputError
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Observer
 from fxprune.lowering.choices import DENSE, read_form
-from fxprune.quantization import calibrate
+from fxprune.quantization import DEPTHWISE, calibrate
+from fxprune.quantization.layers import find_kind
 from fxprune.quantization.observers import check_observer
+from fxprune.runtime import native
 from fxprune.runtime.int8.layer import Int8Layer
 from fxprune.runtime.weight_masks import is_plain
 from fxprune.selection import read_patterns
@@ -38,6 +40,7 @@ def lower(
     sparsity: float | str | Mapping[str, float] | None = None,
     layers: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
+    im2col: str | Iterable[str] = (),
     backend: str | Mapping[str, str] = AUTO,
     block: str | tuple[int, int] = "1x4",
     seed: int = 0,
@@ -46,9 +49,9 @@ def lower(
 ) -> Result:
     """Compute linear layers, 1×1 and depthwise convolutions of a trained model on 8-bit integers, zero blocks left out.
 
-    Batch norms are folded, 1×1 convolutions become linear layers, `calibration` says which values occur, and every
-    layer gets what computes it fastest. A model that was pruned or made sparse before may be given; its masks are baked
-    into the weights.
+    Batch norms are folded, 1×1 convolutions become linear layers, and others that `im2col` names; `calibration` says
+    which values occur, and every layer gets what computes it fastest. A model that was pruned or made sparse before may
+    be given; its masks are baked into the weights.
 
     Args:
         model: any floating-point module in evaluation mode; it is not changed.
@@ -59,6 +62,8 @@ def lower(
             for each layer name, glob, type or kind, as in `sparsify`. By default zeros stay as they are.
         layers: which layers to compute on integers, by kind, name, glob or type, as in `sparsify`; all by default.
         exclude: which of them not; they are not made sparse either.
+        im2col: names, globs or types of convolutions with larger kernels that are computed on integers too, on patches
+            that are gathered first; "*" for all. Where that cannot be done, or is slower, they stay convolutions.
         backend: "auto" measures every layer on this machine, with as many threads as torch is set to, and keeps in
             float what is faster so; "native", "onednn", "fbgemm" or "reference" for all; or one for each layer name,
             glob or type, with the form of the weights, if you like, as {"classifier": "onednn dense"}.
@@ -82,9 +87,18 @@ def lower(
         options = wanted.to_sparsify(sparsity, form) | {"seed": seed, "frontend": frontend, "observers": watching}
         before = sparsify(model, inputs, **options)
     quantization = wanted.quantization(before.traced)
-    floats = Floats.of(before, watching)
-    quantization = replace(quantization, ranges=calibrate(floats.graph, batches, observer=observer))
-    return floats.lower_fastest(quantization, form) if backend == AUTO else floats.lower(quantization, step)
+    floats = Floats.of(before, watching, read_patterns(im2col))
+    ranges = calibrate(floats.graph, batches, observer=observer)
+    quantization = replace(quantization, ranges=ranges, depthwise=native.load())
+    result = floats.lower_fastest(quantization, form) if backend == AUTO else floats.lower(quantization, step)
+    return replace(result, notes=(*result.notes, *_missing(result.module)))
+
+
+def _missing(module: fx.GraphModule) -> tuple[str, ...]:
+    """Say why depthwise convolutions stay in float, where that is for want of our kernels; the reference is slow."""
+    reason = native.why_not()
+    is_left = any(find_kind(part) is DEPTHWISE for part in module.modules())
+    return (f"depthwise convolutions stay in float: {reason}",) if reason is not None and is_left else ()
 
 
 def _checked(model: nn.Module, calibration: Iterable[Any] | None, *, is_measured: bool) -> Iterable[Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from fxprune import artifacts
-from fxprune.api.integers import Floats
+from fxprune.api.integers import lower_as_planned
 from fxprune.api.results import Result, Source, rewrite
 from fxprune.errors import InputError
 from fxprune.graph.inputs import ExampleInputs, Inputs
@@ -59,7 +59,7 @@ def apply_plan(
     source = Source(model, Inputs.of(example_inputs), plan.frontend, plan.spec, plan.seed)
     watching = tuple(observers)
     result = rewrite(source, passes, choice, watching)
-    return result if plan.lowering is None else Floats.of(result, watching).lower_as_planned(plan, plan.lowering)
+    return result if plan.lowering is None else lower_as_planned(result, plan, plan.lowering, watching)
 
 
 def save(result: Result, folder: str | os.PathLike[str], *, pt2: bool = False, onnx: bool = False) -> Path:

@@ -19,6 +19,12 @@ from fxprune.zoo import ModelSource, build_model
     "--variants", default=",".join(NAMES), show_default=True, metavar="NAMES", help="What to compare, with commas."
 )
 @click.option("--sparsity", multiple=True, metavar="RATIO", help="Of the variant lowered: 60%; repeatable.")
+@click.option(
+    "--im2col",
+    multiple=True,
+    metavar="PATTERN",
+    help="Larger convolutions that lowered computes on integers; repeatable.",
+)
 @click.option("--runs", default=30, show_default=True, help="Timed runs of every variant.")
 @click.option("--warmup", default=5, show_default=True, help="Runs of every variant before those.")
 @click.option("--threads", type=int, help="Of every variant; as torch is set by default.")

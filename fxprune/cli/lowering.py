@@ -44,6 +44,12 @@ _LOWERING = (
     ),
     click.option("--exclude", multiple=True, metavar="LAYER", help="Not these layers; repeatable."),
     click.option(
+        "--im2col",
+        multiple=True,
+        metavar="PATTERN",
+        help="Convolutions with larger kernels, by name, glob or type, to compute on integers too; repeatable.",
+    ),
+    click.option(
         "--backend",
         multiple=True,
         metavar="[LAYER=]BACKEND",

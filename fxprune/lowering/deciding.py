@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import fx
 
-from fxprune.lowering.measuring import FLOAT, LayerTimes, Stopwatch
+from fxprune.lowering.measuring import FLOAT, FloatCall, LayerTimes, Stopwatch
 from fxprune.runtime.int8 import Int8Linear, dequantize, quantize
 from fxprune.runtime.int8.layer import Int8Layer
 
@@ -40,17 +40,16 @@ def decide(
 
     Args:
         quantise: returns the quantised graph but for some layers, path → reason.
-        floats: the graph that it quantises.
+        floats: the graph with all of them in float, as it is then.
         stopwatch: times layers.
     """
     floating: dict[str, str] = {}
     times: dict[str, LayerTimes] = {}
+    calls = FloatCall.of_graph(floats)
     while True:
         graph = quantise(floating)
         layers = quantised_layers(graph)
-        times |= {
-            path: stopwatch.time(node, layer, floats.get_submodule(path)) for path, (node, layer) in layers.items()
-        }
+        times |= {path: stopwatch.time(node, layer, calls[path]) for path, (node, layer) in layers.items()}
         slower = _Regions(layers, times).slower()
         if not slower:
             linear = [path for path, (_, layer) in layers.items() if isinstance(layer, Int8Linear)]

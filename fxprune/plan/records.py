@@ -104,23 +104,30 @@ class PlannedLowering:
         ranges: of the values, by the names of their nodes.
         layers: path → what computes the layer, as "native 1x4".
         floating: path → why a layer stays in float.
+        im2col: paths of the layers that are convolutions, computed as linear layers on patches.
     """
 
     ranges: Ranges
     layers: Mapping[str, str]
     floating: Mapping[str, str]
+    im2col: tuple[str, ...] = ()
 
     @staticmethod
     def of_row(row: Mapping[str, Any]) -> PlannedLowering:
         """Read what JSON holds. Raises `KeyError`, `TypeError`, `AttributeError` or `PlanError`."""
-        named = [{str(path): str(text) for path, text in row[key].items()} for key in _NAMED]
-        return PlannedLowering(Ranges.of_rows(str(row["observer"]), row["ranges"]), *named)
+        layers, floating = ({str(path): str(text) for path, text in row[key].items()} for key in _NAMED)
+        im2col = row.get("im2col", [])
+        if not isinstance(im2col, list):
+            raise TypeError(f"'im2col' is {im2col!r}, and no list of paths")
+        ranges = Ranges.of_rows(str(row["observer"]), row["ranges"])
+        return PlannedLowering(ranges, layers, floating, tuple(map(str, im2col)))
 
     def as_json(self) -> str:
         """Return JSON, a line for every range and layer."""
         named = {key: [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in getattr(self, key).items()] for key in _NAMED}
         parts = [f'"observer": {json.dumps(self.ranges.observer)}']
         parts += [f'"{key}": {{{_lines(lines)}}}' for key, lines in named.items()]
+        parts.append(f'"im2col": [{_lines(map(json.dumps, self.im2col))}]')
         parts.append(f'"ranges": [{_lines(json.dumps(row) for row in self.ranges.as_rows())}]')
         return "{\n    " + ",\n    ".join(parts) + "\n  }"
 

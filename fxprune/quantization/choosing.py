@@ -67,7 +67,8 @@ def choose(module: fx.GraphModule, ranges: Ranges | None, wanted: Wanted) -> Cho
     values = Values(module)
     reasons = select(values, ranges, wanted)
     nodes = [node for node in values.kinds if not reasons[str(node.target)]]
-    floating = {path: reason for path, reason in reasons.items() if reason} | without_kind(module)
+    others = {path: wanted.keep_float.get(path, reason) for path, reason in without_kind(module).items()}
+    floating = {path: reason for path, reason in reasons.items() if reason} | others
     known = Ranges("", {}) if ranges is None else ranges
     return _Numbers(values, known, nodes).choice(tuple(floating.items()))
 

@@ -15,7 +15,7 @@ from fxprune.errors import InputError
 from fxprune.quantization import building
 from fxprune.quantization.building import Numbers
 from fxprune.runtime.int8.layer import MOST_FEATURES, Int8Layer
-from fxprune.runtime.weight_masks import WeightMask, class_of, kind_of, parametrized
+from fxprune.runtime.weight_masks import WeightMask, class_of, is_plain, kind_of, parametrized
 from fxprune.runtime.windows import pads_evenly
 
 __all__ = ["DEPTHWISE", "KINDS", "Kind", "check_finalized", "find_kind", "refusal", "runs_as", "without_kind"]
@@ -90,8 +90,9 @@ def without_kind(module: fx.GraphModule) -> dict[str, str]:
 
 def _without_rule(leaf: _ConvNd) -> str:
     grouped = " in groups" if leaf.groups != 1 else ""
-    remedy = "; conv1x1-to-linear with im2col makes it a linear layer, which does"
-    can_be_linear = class_of(leaf) is nn.Conv2d and leaf.groups == 1 and pads_evenly(leaf)
+    remedy = "; im2col makes it a linear layer, which does"
+    is_plain_one = class_of(leaf) is nn.Conv2d and is_plain(leaf, "weight")
+    can_be_linear = is_plain_one and leaf.groups == 1 and pads_evenly(leaf)
     return f"no rule says how a {kind_of(leaf)}{grouped} computes on uint8{remedy if can_be_linear else ''}"
 
 

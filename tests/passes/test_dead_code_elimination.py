@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.graph.passes import Pipeline
@@ -23,3 +24,12 @@ def test_golden(golden: Callable[[str, str], None]) -> None:
     golden("dead_code_elimination", fxprune.diff(module, result.graph_module))
     assert not hasattr(result.graph_module, "branch")
     assert not Pipeline((DeadCodeElimination(),))(result.graph_module).modified
+
+
+def test_identities_go_on_request() -> None:
+    module = fxprune.trace(nn.Sequential(nn.Identity(), nn.Linear(4, 4), nn.Dropout(), nn.Identity()), torch.rand(2, 4))
+    assert not Pipeline((DeadCodeElimination(),))(module).modified
+    result = Pipeline((DeadCodeElimination(identities=True),))(module)
+    assert result.modified
+    assert [type(part) for part in result.graph_module.children()] == [nn.Linear, nn.Dropout]
+    assert not Pipeline((DeadCodeElimination(identities=True),))(result.graph_module).modified

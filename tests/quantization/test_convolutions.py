@@ -27,7 +27,7 @@ class Padded(nn.Conv2d):
 CONVOLUTIONS = {
     "grouped": (nn.Conv2d(8, 8, 3, groups=4), "no rule says how a Conv2d in groups computes on uint8$"),
     "multiplied": (nn.Conv2d(8, 16, 3, groups=8), "no rule says how a Conv2d in groups computes on uint8$"),
-    "dense": (nn.Conv2d(8, 8, 3), "computes on uint8; conv1x1-to-linear with im2col makes it a linear layer"),
+    "dense": (nn.Conv2d(8, 8, 3), "computes on uint8; im2col makes it a linear layer"),
     "circular": (nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), "computes on uint8$"),
     "transposed": (nn.ConvTranspose2d(8, 8, 3, groups=8), "a ConvTranspose2d in groups computes on uint8$"),
     "reflecting": (depthwise(8, padding_mode="reflect"), "it pads with 'reflect', and only zeros are levels"),

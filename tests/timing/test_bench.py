@@ -137,6 +137,8 @@ def test_a_model_that_cannot_be_lowered_has_the_reason_in_its_row() -> None:
     found = fxprune.bench(nn.Sequential(nn.Conv2d(3, 4, 3)), IMAGE, ["eager", "lowered"], **QUICK)
     assert found["eager"].times is not None
     assert "no rule says how a Conv2d computes on uint8" in found["lowered"].reason
+    found = fxprune.bench(nn.Sequential(nn.Conv2d(3, 4, 3)), IMAGE, ["eager", "lowered"], im2col="0", **QUICK)
+    assert found["lowered"].times is not None
 
 
 def _forward(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:

@@ -1,7 +1,7 @@
 """What a lowered model weighs: files, memory of a process that runs it, and the compilation on first use.
 
-Every figure comes from a process of its own. Memory is the peak of the resident set after one run, less what the same
-process holds with torch, timm and fxprune imported; a lowered model is loaded from its `.pt2`, the float one built.
+Every figure comes from a process of its own. Memory is what building a float model, or loading a lowered one from its
+`.pt2`, and five runs add to the resident set at its peak.
 
     python -m benchmarks.footprint
 """
@@ -9,21 +9,24 @@ process holds with torch, timm and fxprune imported; a lowered model is loaded f
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tabulate import tabulate
+from torch import nn
 
 import fxprune
 from benchmarks.latency import MODELS, WITH_LARGER_KERNELS, build
 from benchmarks.machine import describe_run, publish
+from benchmarks.thresholding import peak_memory
 from fxprune.runtime import native
 
 
@@ -33,34 +36,43 @@ def apart(work: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(work, arguments)
 
 
-def _peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def added(work: Callable[[], object]) -> float:
+    """Return the megabytes that a piece of work adds to the resident set at its peak."""
+    gc.collect()
+    before = psutil.Process().memory_info().rss
+    with peak_memory() as peak:
+        work()
+    return max(peak[0] - before, 0) / 1e6
 
 
+def _image(name: str) -> torch.Tensor:
+    return torch.randn(1, 3, MODELS[name], MODELS[name])
+
+
+@torch.inference_mode()
 def memory_of_float(name: str) -> float:
-    """Return the megabytes that building a float model and running it once adds to the peak."""
-    before = _peak_megabytes()
-    model, image = build(name), torch.randn(1, 3, MODELS[name], MODELS[name])
-    with torch.inference_mode():
-        model(image)
-    return _peak_megabytes() - before
+    """Return the megabytes that building a float model and running it a few times adds."""
+    return added(lambda: _run(build(name), name))
 
 
+@torch.inference_mode()
 def memory_of_program(path: Path, name: str) -> float:
-    """Return the megabytes that loading a `.pt2` and running it once adds to the peak."""
+    """Return the megabytes that loading a `.pt2` and running it a few times adds."""
     native.load()
-    before = _peak_megabytes()
-    module = torch.export.load(path).module()
-    with torch.inference_mode():
-        module(torch.randn(1, 3, MODELS[name], MODELS[name]))
-    return _peak_megabytes() - before
+    return added(lambda: _run(torch.export.load(path).module(), name))
+
+
+def _run(module: nn.Module, name: str) -> nn.Module:
+    for _ in range(5):
+        module(_image(name))
+    return module
 
 
 def write(name: str, sparsity: float, folder: Path) -> tuple[float, float]:
     """Lower a model and save it; return the megabytes of its weights and of its program."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    image = torch.randn(1, 3, MODELS[name], MODELS[name])
+    image = _image(name)
     model = build(name)
     options: dict[str, Any] = {"im2col": "*", "layers": "all"} if name in WITH_LARGER_KERNELS else {}
     result = fxprune.lower(model, image, calibration=[image], sparsity=sparsity or None, backend="native", **options)

@@ -1,7 +1,8 @@
 """Whole networks at batch 1: eager, compiled, lowered at several sparsities, and ONNX Runtime and OpenVINO in float32.
 
 Sparse weights are random models' smallest 1×4 blocks, so times are real and accuracy is not; activations are calibrated
-on the input. `im2col` rows compute larger kernels on integers too. All rows of a model take turns in one run.
+on the input. `im2col` rows compute larger kernels on integers too; `oneDNN int8` is the same graph with torch's dense
+kernels. All rows of a model take turns in one run.
 
     python -m benchmarks.latency --json latency.json
 """
@@ -63,10 +64,15 @@ def build(name: str) -> nn.Module:
     return timm.create_model(name, **options).eval()
 
 
-def lowered(model: nn.Module, image: torch.Tensor, sparsity: float, im2col: bool) -> tuple[fxprune.Result, Artifact]:
+DENSE_INT8 = {"backend": "onednn", "block": "dense"}
+"""Torch's own int8 kernels in the same graph: what a sparse kernel has to beat."""
+
+
+def lowered(
+    model: nn.Module, image: torch.Tensor, sparsity: float, options: dict[str, Any]
+) -> tuple[fxprune.Result, Artifact]:
     """Lower a model; say how long it took and what its folder weighs."""
     start = time.perf_counter()
-    options: dict[str, Any] = {"im2col": "*", "layers": "all"} if im2col else {}
     result = fxprune.lower(model, image, calibration=[image], sparsity=sparsity or None, **options)
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
@@ -79,10 +85,13 @@ def variants(
     name: str, model: nn.Module, image: torch.Tensor, sparsities: list[float]
 ) -> Iterator[tuple[str, fxprune.Result, Artifact]]:
     """Yield (name of the row, result, artifact) of everything that is lowered."""
-    for im2col in (False, True) if name in WITH_LARGER_KERNELS else (False,):
+    kinds: dict[str, dict[str, Any]] = {"": {}}
+    if name in WITH_LARGER_KERNELS:
+        kinds[", im2col"] = {"im2col": "*", "layers": "all"}
+    for kind, options in kinds.items():
+        yield f"oneDNN int8{kind}", *lowered(model, image, 0.0, options | DENSE_INT8)
         for sparsity in sparsities:
-            title = f"lowered {sparsity:.0%}{', im2col' * im2col}"
-            yield title, *lowered(model, image, sparsity, im2col)
+            yield f"lowered {sparsity:.0%}{kind}", *lowered(model, image, sparsity, options)
 
 
 def compare(

@@ -5,53 +5,16 @@
 // while all rows of the matrix pass. The four weights of a block are repeated in a vector and multiplied with the
 // tile's vectors of that group: one load and one dot product each.
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <cstring>
+#include <utility>
+#include <vector>
 
 #include "kernels.h"
 #include "lanes.h"
-#include "table.h"
-#include "transpose.h"
+#include "tile.h"
 
 namespace fxprune {
 namespace {
-
-constexpr int64_t kVectorBytes = kLanes * 4;
-
-// Positions `first` … `first + count - 1` of `all`, and where their words are: `words` [groups][vectors][kLanes] of the
-// input, `stage` [kSide][vectors][kLanes] of output that is about to leave; rows of both are `pitch` bytes apart.
-struct Tile {
-  const uint8_t* words;
-  uint8_t* stage;
-  int64_t pitch;
-  int64_t first, count, all;
-};
-
-// Memory of a thread, aligned to cache lines, kept from call to call.
-uint8_t* scratch(size_t bytes) {
-  thread_local std::unique_ptr<void, decltype(&std::free)> memory(nullptr, &std::free);
-  thread_local size_t size = 0;
-  if (size < bytes) {
-    size = (bytes + 4095) / 4096 * 4096;
-    memory.reset(std::aligned_alloc(64, size));
-    if (!memory) throw std::bad_alloc();
-    std::memset(memory.get(), 0, size);
-  }
-  return static_cast<uint8_t*>(memory.get());
-}
-
-// Lay out the positions of a tile.
-void gather(const Activations& input, int64_t first, int64_t count, uint8_t* words, int64_t pitch) {
-  if (input.layout == Layout::channels_last) {
-    transpose_all(input.levels + first * input.channels, input.channels, count, input.channels, words, pitch,
-                  4 * count);
-    return;
-  }
-  for (int64_t group = 0; group < input.groups(); ++group)
-    std::memcpy(words + group * pitch, input.levels + (group * input.positions + first) * 4,
-                static_cast<size_t>(4 * count));
-}
 
 // Block columns, read four at a time and long before they are needed: the address of a tile's words depends on a
 // column, and loads that wait for another load hold up all loads behind them.
@@ -65,63 +28,6 @@ struct Columns {
     return columns >> (16 * (at - from) & 63);
   }
 };
-
-// Where the sums of a tile go: those of four channels are collected, then requantised.
-template <int T>
-struct Quad {
-  const Requantization& numbers;
-  Int sums[4][T];
-
-  // Requantise `count` channels from `channel` on to words of one byte a channel.
-  __attribute__((noinline)) void to_levels(int64_t channel, int64_t count, uint8_t* words) const {
-    const Float high = fill(numbers.high);
-    const Int low = fill(static_cast<int32_t>(numbers.low) * 0x01010101);
-    Float multiplier[4], addend[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      multiplier[i] = fill(i < count ? numbers.multiplier[channel + i] : 0.0f);
-      addend[i] = fill(i < count ? numbers.addend[channel + i] : 0.0f);
-    }
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) {
-      Int level[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i)
-        level[i] = round_to_int(at_most(multiply_then_add(to_float(sums[i][t]), multiplier[i], addend[i]), high));
-      store(words + t * kVectorBytes, raise(narrow(level[0], level[1], level[2], level[3]), low));
-    }
-    if (numbers.table) look_up(words, T * kVectorBytes, numbers.table);
-  }
-
-  // Requantise `count` channels from `channel` on to a row of floats each, `pitch` bytes apart.
-  __attribute__((noinline)) void to_floats(int64_t channel, int64_t count, uint8_t* rows, int64_t pitch) const {
-    const Float low = fill(numbers.low), high = fill(numbers.high);
-    for (int64_t i = 0; i < count; ++i) {
-      const Float multiplier = fill(numbers.multiplier[channel + i]), addend = fill(numbers.addend[channel + i]);
-#pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) {
-        const Float y = multiply_then_add(to_float(sums[i][t]), multiplier, addend);
-        store(reinterpret_cast<float*>(rows + i * pitch + t * kVectorBytes), at_most(at_least(y, low), high));
-      }
-    }
-  }
-};
-
-// Move some output channels of a tile from the stage to the output.
-void flush(const Tile& tile, int64_t channel, int64_t channels, const Output& output) {
-  const int64_t words = (channels + 3) / 4;
-  if (output.floats) {
-    auto* target = reinterpret_cast<uint8_t*>(output.floats + tile.first * output.channels + channel);
-    transpose_all(tile.stage, tile.pitch, channels, 4 * tile.count, target, 4 * output.channels, 4 * channels);
-  } else if (output.layout == Layout::channels_last) {
-    uint8_t* target = output.levels + tile.first * output.channels + channel;
-    transpose_all(tile.stage, tile.pitch, words, 4 * tile.count, target, output.channels, channels);
-  } else {
-    for (int64_t word = 0; word < words; ++word)
-      std::memcpy(output.levels + ((channel / 4 + word) * tile.all + tile.first) * 4, tile.stage + word * tile.pitch,
-                  static_cast<size_t>(4 * tile.count));
-  }
-}
 
 // Sum the products of the `blocks` blocks of R rows with T vectors of positions. R T sums that are few would wait for
 // one another, so that blocks take turns with U sets of them. `near` holds the first four columns.
@@ -153,10 +59,46 @@ inline __attribute__((always_inline)) void accumulate(const uint8_t* tile, int64
   if (blocks > 2) block(2);
 }
 
+// Chunks of the input channels: tiles that do not fit the first-level cache are worked on chunk by chunk, so that what
+// all rows of the matrix read in turn does. `starts[chunk][row]` is where the blocks of a row of blocks begin in a
+// chunk.
+struct Chunks {
+  std::vector<std::vector<int32_t>> inner;
+  std::vector<const int32_t*> starts;
+
+  int64_t count() const { return static_cast<int64_t>(starts.size()) - 1; }
+
+  // Cut rows `first_row` … `last_row - 1` after every `size` of `groups` groups.
+  Chunks(const Matrix& matrix, int64_t first_row, int64_t last_row, int64_t groups, int64_t size) {
+    starts.push_back(matrix.row_pointers);
+    for (int64_t limit = size; limit < groups; limit += size) {
+      std::vector<int32_t> bounds(static_cast<size_t>(last_row));
+      for (int64_t row = first_row; row < last_row; ++row)
+        bounds[static_cast<size_t>(row)] =
+            bound(matrix, starts.back()[row], matrix.row_pointers[row + 1], limit, groups);
+      inner.push_back(std::move(bounds));
+      starts.push_back(inner.back().data());
+    }
+    starts.push_back(matrix.row_pointers + 1);
+  }
+
+ private:
+  // Return the first block from `first` on whose column is `limit` or more; searched from where it would be if all
+  // columns were as likely.
+  static int32_t bound(const Matrix& matrix, int32_t first, int32_t last, int64_t limit, int64_t groups) {
+    const int64_t before = first < last ? matrix.columns[first] : limit;
+    if (before >= limit) return first;
+    auto block = static_cast<int32_t>(first + (last - first) * (limit - before) / (groups - before));
+    while (block < last && matrix.columns[block] < limit) ++block;
+    while (block > first && matrix.columns[block - 1] >= limit) --block;
+    return block;
+  }
+};
+
 // Compute the channels of a part for one tile of positions.
 template <int R, int T>
-void multiply(const Tile& tile, const Matrix& matrix, const Requantization& numbers, const Output& output,
-              const Part& part) {
+void multiply(const Tile& tile, const Matrix& matrix, const Chunks& chunks, const Requantization& numbers,
+              const Output& output, const Part& part) {
   constexpr int U = R * T >= 8 ? 1 : R * T >= 4 ? 2 : 4;
   const bool is_float = output.floats != nullptr;
   // Whole words of whole vectors are written where they belong, all else by way of the stage.
@@ -164,42 +106,53 @@ void multiply(const Tile& tile, const Matrix& matrix, const Requantization& numb
   const int64_t at_once = is_float ? kSide : 4 * kSide;
   const Columns all{matrix.columns + matrix.blocks - 4};
   Quad<T> quad{numbers, {}};
-  uint64_t near = all.four(matrix.columns + matrix.row_pointers[part.first_channel / R]);
+  Int partial[4 * kSide][T];  // Sums of a group of channels between two chunks.
   for (int64_t group = part.first_channel; group < part.last_channel; group += at_once) {
     const int64_t end = std::min(group + at_once, part.last_channel);
-    for (int64_t channel = group; channel < end; channel += R) {
-      const int32_t first = matrix.row_pointers[channel / R], last = matrix.row_pointers[channel / R + 1];
-      Int sums[U][R][T];
+    for (int64_t chunk = 0; chunk < chunks.count(); ++chunk) {
+      const int32_t *starts = chunks.starts[static_cast<size_t>(chunk)],
+                    *ends = chunks.starts[static_cast<size_t>(chunk + 1)];
+      const bool is_last = chunk + 1 == chunks.count();
+      uint64_t near = all.four(matrix.columns + starts[group / R]);
+      for (int64_t channel = group; channel < end; channel += R) {
+        const int32_t first = starts[channel / R], last = ends[channel / R];
+        Int sums[U][R][T];
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const Int offset = fill(channel + r < end ? numbers.offsets[channel + r] : 0);
+        for (int r = 0; r < R; ++r) {
+          const Int offset = fill(channel + r < end ? numbers.offsets[channel + r] : 0);
 #pragma GCC unroll 4
-        for (int u = 0; u < U; ++u)
+          for (int u = 0; u < U; ++u)
 #pragma GCC unroll 16
-          for (int t = 0; t < T; ++t) sums[u][r][t] = u == 0 ? offset : fill(0);
-      }
-      const uint64_t now = near;
-      near = all.four(matrix.columns + last);
-      accumulate<R, T, U>(tile.words, tile.pitch, matrix.values + static_cast<int64_t>(first) * R * 4,
-                          matrix.columns + first, last - first, now, all, sums);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r)
+            for (int t = 0; t < T; ++t) sums[u][r][t] = u == 0 ? offset : fill(0);
+          if (chunk == 0) continue;
 #pragma GCC unroll 16
-        for (int t = 0; t < T; ++t) {
-          Int sum = sums[0][r][t];
-#pragma GCC unroll 4
-          for (int u = 1; u < U; ++u) sum = add(sum, sums[u][r][t]);
-          quad.sums[(channel + r) % 4][t] = sum;
+          for (int t = 0; t < T; ++t) sums[0][r][t] = partial[channel - group + r][t];
         }
-      const int64_t done = std::min(channel + R, end);
-      if (done % 4 != 0 && done != end) continue;
-      const int64_t begin = (done - 1) / 4 * 4, row = begin - group;
-      if (is_float)
-        quad.to_floats(begin, done - begin, tile.stage + row * tile.pitch, tile.pitch);
-      else if (is_direct)
-        quad.to_levels(begin, done - begin, output.levels + (begin / 4 * tile.all + tile.first) * 4);
-      else
-        quad.to_levels(begin, done - begin, tile.stage + row / 4 * tile.pitch);
+        const uint64_t now = near;
+        near = all.four(matrix.columns + (channel + R < end ? starts[channel / R + 1] : last));
+        accumulate<R, T, U>(tile.words, tile.pitch, matrix.values + static_cast<int64_t>(first) * R * 4,
+                            matrix.columns + first, last - first, now, all, sums);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          Int* target = is_last ? quad.sums[(channel + r) % 4] : partial[channel - group + r];
+#pragma GCC unroll 16
+          for (int t = 0; t < T; ++t) {
+            Int sum = sums[0][r][t];
+#pragma GCC unroll 4
+            for (int u = 1; u < U; ++u) sum = add(sum, sums[u][r][t]);
+            target[t] = sum;
+          }
+        }
+        const int64_t done = std::min(channel + R, end);
+        if (!is_last || (done % 4 != 0 && done != end)) continue;
+        const int64_t begin = (done - 1) / 4 * 4, row = begin - group;
+        if (is_float)
+          quad.to_floats(begin, done - begin, tile.stage + row * tile.pitch, tile.pitch);
+        else if (is_direct)
+          quad.to_levels(begin, done - begin, output.levels + (begin / 4 * tile.all + tile.first) * 4);
+        else
+          quad.to_levels(begin, done - begin, tile.stage + row / 4 * tile.pitch);
+      }
     }
     if (!is_direct) flush(tile, group, end - group, output);
   }
@@ -267,10 +220,19 @@ Multiply kernel(int block_rows, int64_t vectors) {
   return block_rows == 2 ? with_vectors<2, in_registers(2)>(vectors) : with_vectors<4, in_registers(4)>(vectors);
 }
 
-// How many vectors of positions a tile has at most: its sums stay in registers, its words in the first-level cache.
-int64_t most_vectors(int block_rows, int64_t groups) {
-  const int64_t in_cache = 40 * 1024 / (groups * kVectorBytes), most = in_registers(block_rows);
-  return std::clamp<int64_t>(in_cache, std::min<int64_t>(3, most), most);
+// How many vectors of positions a tile has at most, and how many groups of input channels a chunk of it has: its sums
+// stay in registers, its words in the first-level cache, with the sums of a group of channels where there are chunks.
+struct Plan {
+  int64_t vectors, chunk;
+};
+
+Plan plan_of(const Matrix& matrix, int64_t rows, int64_t groups) {
+  constexpr int64_t kWorth = 32;  // Blocks of a row that are worth a chunk: its sums are stored and read again.
+  const int64_t most = in_registers(matrix.block_rows), least = std::min<int64_t>(3, most);
+  const int64_t in_cache = 40 * 1024 / (groups * kVectorBytes), vectors = std::min<int64_t>(4, most);
+  const int64_t chunk = 24 * 1024 / (vectors * kVectorBytes);
+  if (in_cache < least && matrix.blocks * chunk >= kWorth * rows * groups) return {vectors, chunk};
+  return {std::clamp(in_cache, least, most), groups};
 }
 
 }  // namespace
@@ -290,8 +252,11 @@ void linear(const Activations& input, const Matrix& matrix, const Requantization
     const Tile tile{words, words + input.groups() * 16, kVectorBytes, part.first_position, 1, input.positions};
     return multiply_one(tile, matrix, numbers, output, part);
   }
-  const int64_t most = most_vectors(matrix.block_rows, input.groups());
-  const int64_t tiles = (vectors + most - 1) / most;
+  const auto rows = [&](int64_t channels) { return (channels + matrix.block_rows - 1) / matrix.block_rows; };
+  const Plan plan = plan_of(matrix, rows(output.channels), input.groups());
+  const Chunks chunks(matrix, part.first_channel / matrix.block_rows, rows(part.last_channel), input.groups(),
+                      plan.chunk);
+  const int64_t tiles = (vectors + plan.vectors - 1) / plan.vectors;
   const int64_t pitch = (vectors + tiles - 1) / tiles * kVectorBytes;
   uint8_t* words = scratch(static_cast<size_t>((input.groups() + kSide) * pitch));
   int64_t first = part.first_position;
@@ -300,7 +265,7 @@ void linear(const Activations& input, const Matrix& matrix, const Requantization
     const int64_t count = std::min(width * kLanes, part.last_position - first);
     gather(input, first, count, words, pitch);
     const Tile tile{words, words + input.groups() * pitch, pitch, first, count, input.positions};
-    kernel(matrix.block_rows, width)(tile, matrix, numbers, output, part);
+    kernel(matrix.block_rows, width)(tile, matrix, chunks, numbers, output, part);
     first += count;
   }
 }

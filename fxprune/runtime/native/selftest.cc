@@ -37,7 +37,9 @@ struct Problem {
 
   Problem()
       : positions(chance(0.2) ? 1 : draw(1, chance(0.3) ? 200 : 40)),
-        inputs(draw(1, chance(0.2) ? 300 : 40)),
+        inputs(draw(1, chance(0.05)  ? 3000
+                       : chance(0.2) ? 300
+                                     : 40)),
         outputs(draw(1, chance(0.2) ? 140 : 20)) {
     block_rows = 1 << draw(0, 2);
     const double density = chance(0.2) ? 0 : chance(0.3) ? 1 : 0.4;

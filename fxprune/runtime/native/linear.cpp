@@ -6,8 +6,6 @@
 // tile's vectors of that group: one load and one dot product each.
 #include <algorithm>
 #include <cstring>
-#include <utility>
-#include <vector>
 
 #include "kernels.h"
 #include "lanes.h"
@@ -59,46 +57,10 @@ inline __attribute__((always_inline)) void accumulate(const uint8_t* tile, int64
   if (blocks > 2) block(2);
 }
 
-// Chunks of the input channels: tiles that do not fit the first-level cache are worked on chunk by chunk, so that what
-// all rows of the matrix read in turn does. `starts[chunk][row]` is where the blocks of a row of blocks begin in a
-// chunk.
-struct Chunks {
-  std::vector<std::vector<int32_t>> inner;
-  std::vector<const int32_t*> starts;
-
-  int64_t count() const { return static_cast<int64_t>(starts.size()) - 1; }
-
-  // Cut rows `first_row` … `last_row - 1` after every `size` of `groups` groups.
-  Chunks(const Matrix& matrix, int64_t first_row, int64_t last_row, int64_t groups, int64_t size) {
-    starts.push_back(matrix.row_pointers);
-    for (int64_t limit = size; limit < groups; limit += size) {
-      std::vector<int32_t> bounds(static_cast<size_t>(last_row));
-      for (int64_t row = first_row; row < last_row; ++row)
-        bounds[static_cast<size_t>(row)] =
-            bound(matrix, starts.back()[row], matrix.row_pointers[row + 1], limit, groups);
-      inner.push_back(std::move(bounds));
-      starts.push_back(inner.back().data());
-    }
-    starts.push_back(matrix.row_pointers + 1);
-  }
-
- private:
-  // Return the first block from `first` on whose column is `limit` or more; searched from where it would be if all
-  // columns were as likely.
-  static int32_t bound(const Matrix& matrix, int32_t first, int32_t last, int64_t limit, int64_t groups) {
-    const int64_t before = first < last ? matrix.columns[first] : limit;
-    if (before >= limit) return first;
-    auto block = static_cast<int32_t>(first + (last - first) * (limit - before) / (groups - before));
-    while (block < last && matrix.columns[block] < limit) ++block;
-    while (block > first && matrix.columns[block - 1] >= limit) --block;
-    return block;
-  }
-};
-
 // Compute the channels of a part for one tile of positions.
 template <int R, int T>
-void multiply(const Tile& tile, const Matrix& matrix, const Chunks& chunks, const Requantization& numbers,
-              const Output& output, const Part& part) {
+void multiply(const Tile& tile, const Matrix& matrix, const Requantization& numbers, const Output& output,
+              const Part& part) {
   constexpr int U = R * T >= 8 ? 1 : R * T >= 4 ? 2 : 4;
   const bool is_float = output.floats != nullptr;
   // Whole words of whole vectors are written where they belong, all else by way of the stage.
@@ -106,53 +68,42 @@ void multiply(const Tile& tile, const Matrix& matrix, const Chunks& chunks, cons
   const int64_t at_once = is_float ? kSide : 4 * kSide;
   const Columns all{matrix.columns + matrix.blocks - 4};
   Quad<T> quad{numbers, {}};
-  Int partial[4 * kSide][T];  // Sums of a group of channels between two chunks.
+  uint64_t near = all.four(matrix.columns + matrix.row_pointers[part.first_channel / R]);
   for (int64_t group = part.first_channel; group < part.last_channel; group += at_once) {
     const int64_t end = std::min(group + at_once, part.last_channel);
-    for (int64_t chunk = 0; chunk < chunks.count(); ++chunk) {
-      const int32_t *starts = chunks.starts[static_cast<size_t>(chunk)],
-                    *ends = chunks.starts[static_cast<size_t>(chunk + 1)];
-      const bool is_last = chunk + 1 == chunks.count();
-      uint64_t near = all.four(matrix.columns + starts[group / R]);
-      for (int64_t channel = group; channel < end; channel += R) {
-        const int32_t first = starts[channel / R], last = ends[channel / R];
-        Int sums[U][R][T];
+    for (int64_t channel = group; channel < end; channel += R) {
+      const int32_t first = matrix.row_pointers[channel / R], last = matrix.row_pointers[channel / R + 1];
+      Int sums[U][R][T];
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          const Int offset = fill(channel + r < end ? numbers.offsets[channel + r] : 0);
+      for (int r = 0; r < R; ++r) {
+        const Int offset = fill(channel + r < end ? numbers.offsets[channel + r] : 0);
 #pragma GCC unroll 4
-          for (int u = 0; u < U; ++u)
+        for (int u = 0; u < U; ++u)
 #pragma GCC unroll 16
-            for (int t = 0; t < T; ++t) sums[u][r][t] = u == 0 ? offset : fill(0);
-          if (chunk == 0) continue;
-#pragma GCC unroll 16
-          for (int t = 0; t < T; ++t) sums[0][r][t] = partial[channel - group + r][t];
-        }
-        const uint64_t now = near;
-        near = all.four(matrix.columns + (channel + R < end ? starts[channel / R + 1] : last));
-        accumulate<R, T, U>(tile.words, tile.pitch, matrix.values + static_cast<int64_t>(first) * R * 4,
-                            matrix.columns + first, last - first, now, all, sums);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          Int* target = is_last ? quad.sums[(channel + r) % 4] : partial[channel - group + r];
-#pragma GCC unroll 16
-          for (int t = 0; t < T; ++t) {
-            Int sum = sums[0][r][t];
-#pragma GCC unroll 4
-            for (int u = 1; u < U; ++u) sum = add(sum, sums[u][r][t]);
-            target[t] = sum;
-          }
-        }
-        const int64_t done = std::min(channel + R, end);
-        if (!is_last || (done % 4 != 0 && done != end)) continue;
-        const int64_t begin = (done - 1) / 4 * 4, row = begin - group;
-        if (is_float)
-          quad.to_floats(begin, done - begin, tile.stage + row * tile.pitch, tile.pitch);
-        else if (is_direct)
-          quad.to_levels(begin, done - begin, output.levels + (begin / 4 * tile.all + tile.first) * 4);
-        else
-          quad.to_levels(begin, done - begin, tile.stage + row / 4 * tile.pitch);
+          for (int t = 0; t < T; ++t) sums[u][r][t] = u == 0 ? offset : fill(0);
       }
+      const uint64_t now = near;
+      near = all.four(matrix.columns + last);
+      accumulate<R, T, U>(tile.words, tile.pitch, matrix.values + static_cast<int64_t>(first) * R * 4,
+                          matrix.columns + first, last - first, now, all, sums);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) {
+          Int sum = sums[0][r][t];
+#pragma GCC unroll 4
+          for (int u = 1; u < U; ++u) sum = add(sum, sums[u][r][t]);
+          quad.sums[(channel + r) % 4][t] = sum;
+        }
+      const int64_t done = std::min(channel + R, end);
+      if (done % 4 != 0 && done != end) continue;
+      const int64_t begin = (done - 1) / 4 * 4, row = begin - group;
+      if (is_float)
+        quad.to_floats(begin, done - begin, tile.stage + row * tile.pitch, tile.pitch);
+      else if (is_direct)
+        quad.to_levels(begin, done - begin, output.levels + (begin / 4 * tile.all + tile.first) * 4);
+      else
+        quad.to_levels(begin, done - begin, tile.stage + row / 4 * tile.pitch);
     }
     if (!is_direct) flush(tile, group, end - group, output);
   }
@@ -220,19 +171,10 @@ Multiply kernel(int block_rows, int64_t vectors) {
   return block_rows == 2 ? with_vectors<2, in_registers(2)>(vectors) : with_vectors<4, in_registers(4)>(vectors);
 }
 
-// How many vectors of positions a tile has at most, and how many groups of input channels a chunk of it has: its sums
-// stay in registers, its words in the first-level cache, with the sums of a group of channels where there are chunks.
-struct Plan {
-  int64_t vectors, chunk;
-};
-
-Plan plan_of(const Matrix& matrix, int64_t rows, int64_t groups) {
-  constexpr int64_t kWorth = 32;  // Blocks of a row that are worth a chunk: its sums are stored and read again.
-  const int64_t most = in_registers(matrix.block_rows), least = std::min<int64_t>(3, most);
-  const int64_t in_cache = 40 * 1024 / (groups * kVectorBytes), vectors = std::min<int64_t>(4, most);
-  const int64_t chunk = 24 * 1024 / (vectors * kVectorBytes);
-  if (in_cache < least && matrix.blocks * chunk >= kWorth * rows * groups) return {vectors, chunk};
-  return {std::clamp(in_cache, least, most), groups};
+// How many vectors of positions a tile has at most: its sums stay in registers, its words in the first-level cache.
+int64_t most_vectors(int block_rows, int64_t groups) {
+  const int64_t in_cache = 40 * 1024 / (groups * kVectorBytes), most = in_registers(block_rows);
+  return std::clamp<int64_t>(in_cache, std::min<int64_t>(3, most), most);
 }
 
 }  // namespace
@@ -252,11 +194,8 @@ void linear(const Activations& input, const Matrix& matrix, const Requantization
     const Tile tile{words, words + input.groups() * 16, kVectorBytes, part.first_position, 1, input.positions};
     return multiply_one(tile, matrix, numbers, output, part);
   }
-  const auto rows = [&](int64_t channels) { return (channels + matrix.block_rows - 1) / matrix.block_rows; };
-  const Plan plan = plan_of(matrix, rows(output.channels), input.groups());
-  const Chunks chunks(matrix, part.first_channel / matrix.block_rows, rows(part.last_channel), input.groups(),
-                      plan.chunk);
-  const int64_t tiles = (vectors + plan.vectors - 1) / plan.vectors;
+  const int64_t most = most_vectors(matrix.block_rows, input.groups());
+  const int64_t tiles = (vectors + most - 1) / most;
   const int64_t pitch = (vectors + tiles - 1) / tiles * kVectorBytes;
   uint8_t* words = scratch(static_cast<size_t>((input.groups() + kSide) * pitch));
   int64_t first = part.first_position;
@@ -265,7 +204,7 @@ void linear(const Activations& input, const Matrix& matrix, const Requantization
     const int64_t count = std::min(width * kLanes, part.last_position - first);
     gather(input, first, count, words, pitch);
     const Tile tile{words, words + input.groups() * pitch, pitch, first, count, input.positions};
-    kernel(matrix.block_rows, width)(tile, matrix, chunks, numbers, output, part);
+    kernel(matrix.block_rows, width)(tile, matrix, numbers, output, part);
     first += count;
   }
 }

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from fxprune.graph.hooks import is_hooked
 from fxprune.graph.passes import Pass
 from fxprune.runtime.weight_masks import class_of, is_plain, place_of
 
@@ -30,7 +31,8 @@ class BatchnormFolding(Pass):
     1. in training, or without running statistics, since it then depends on the batch;
     2. where something else reads what the layer makes, or a layer is called more than once or has tied parameters;
     3. behind a layer whose weight is computed, but for masks, which zero the same weights after scaling;
-    4. where it, or the layer, is of a class of its own. Of timm's, which hold an activation, that is what stays.
+    4. where it, or the layer, is of a class of its own; of timm's, which hold an activation, that is what stays;
+    5. where a hook of the user's is on it, or on the layer.
     """
 
     name: ClassVar[str] = "batchnorm-folding"
@@ -69,6 +71,8 @@ def _fold(module: fx.GraphModule, node: fx.Node, calls: Counter[str], held: Coun
         return False
     layer = _leaf(module, source)
     if not isinstance(layer, (_ConvNd, nn.Linear)) or not _can_scale(layer, source):
+        return False
+    if is_hooked(layer) or is_hooked(norm):
         return False
     if not class_of(layer).__module__.startswith("torch.nn."):
         return False

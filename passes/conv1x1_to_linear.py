@@ -13,8 +13,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from fxprune.graph.hooks import is_hooked
 from fxprune.graph.passes import Pass
 from fxprune.graph.shapes import propagate_shapes
+from fxprune.graph.writing import own_memory, writes_into
 from fxprune.runtime.im2col import im2col
 from fxprune.runtime.weight_masks import class_of, is_plain, mask_weight, place_of, weight_mask
 from fxprune.runtime.windows import paddings, pads_evenly
@@ -58,6 +60,7 @@ class Conv1x1ToLinear(Pass):
         layouts.clean()
         for path in chosen:
             _replace(module, path)
+        _reshape_views(module)
         propagate_shapes(module)
         return True
 
@@ -105,7 +108,7 @@ def _convertible(module: fx.GraphModule, unfolded: Set[str]) -> dict[str, nn.Mod
 
 def _is_linear(layer: Any, held: Counter[int], on_patches: bool) -> bool:
     """Whether a convolution is a linear layer: of its input's channels, or of patches."""
-    if layer.groups != 1 or any(held[id(p)] > 1 for p in layer.parameters()):
+    if layer.groups != 1 or is_hooked(layer) or any(held[id(p)] > 1 for p in layer.parameters()):
         return False
     if not _is_pointwise_convolution(layer) and not (on_patches and pads_evenly(layer)):
         return False
@@ -213,7 +216,8 @@ def _change(given: str, wanted: str, rank: int) -> tuple[str, tuple[Any, ...]]:
 
 def _is_pointwise(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return isinstance(module.get_submodule(str(node.target)), _POINTWISE_MODULES)
+        leaf = module.get_submodule(str(node.target))
+        return isinstance(leaf, _POINTWISE_MODULES) and not is_hooked(leaf)
     return node.op in ("call_function", "call_method") and node.target in _POINTWISE
 
 
@@ -239,6 +243,21 @@ def _is_global_pool(module: fx.GraphModule, node: fx.Node) -> bool:
 def _sizes(value: Any) -> Iterator[Any]:
     """Yield one number or several."""
     yield from value if isinstance(value, (tuple, list)) else (value,)
+
+
+_COPYING = {"view": "reshape", "view_as": "reshape_as"}
+
+
+def _reshape_views(module: fx.GraphModule) -> None:
+    """Let views copy where values lie otherwise than they did; not those through which something is written."""
+    named = dict(module.named_modules())
+    views = [node for node in module.graph.nodes if node.op == "call_method" and node.target in _COPYING]
+    writers = list(module.graph.nodes) if views else []
+    written = {part for node in writers for into in writes_into(node, named) for part in own_memory(into, named)}
+    for node in views:
+        is_of_sizes = not any(isinstance(value, torch.dtype) for value in node.args)
+        if is_of_sizes and node not in written:
+            node.target = _COPYING[node.target]
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

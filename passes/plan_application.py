@@ -30,6 +30,9 @@ class PlanApplication(Pass):
     def rewrite(self, module: fx.GraphModule) -> bool:
         """Write the masks."""
         if not has_masks(module):
-            raise UsageError("the graph has no masks to write a plan into; run mask-insertion before plan-application")
+            raise UsageError(
+                "the graph has no masks to write a plan into; run mask-insertion before plan-application; where that "
+                "ran, no channels of this model can leave, and the plan is for another one"
+            )
         write_masks(module, self.plan if isinstance(self.plan, Plan) else load_plan(self.plan))
         return True

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 import fxprune
 from fxprune import api, artifacts
 from fxprune.cli import commands
+from fxprune.cli import lowering as lowering_command
+from fxprune.console import Progress
 from fxprune.zoo import ModelSource, build_model
 
 FILE = """
@@ -74,6 +76,27 @@ def test_a_model_is_lowered_saved_and_loaded(file: str, tmp_path: Path) -> None:
     assert {row.runs for row in loaded.lowering} == {"native 1x4", "native dense", "float"}
     shown = CliRunner().invoke(commands, ["show", str(out)]).stdout
     assert "no rule says how a Conv2d computes on uint8" in shown
+
+
+@pytest.mark.parametrize("options", [(), ("--sparsity", "50%", "--latency")], ids=["dense", "sparse"])
+def test_every_stage_of_the_progress_ends_once(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    stages: list[str] = []
+
+    class Recorded(Progress):
+        def __init__(self, names: tuple[str, ...], *, quiet: bool) -> None:
+            stages.extend(names)
+            super().__init__(names, quiet=quiet)
+
+        def advance(self, *given: object) -> None:
+            stages.pop(0)
+            super().advance(*given)
+
+    monkeypatch.setattr(lowering_command, "Progress", Recorded)
+    how = ("--calibration", f"{file}:batches", "--backend", "native", "--out", tmp_path / "lowered")
+    _done(f"{file}:net", *how, *options)
+    assert stages == ["save"]
 
 
 def test_every_option_is_obeyed(file: str, tmp_path: Path) -> None:

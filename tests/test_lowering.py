@@ -191,6 +191,9 @@ def test_depthwise_convolutions_are_lowered_between_layers(tmp_path: Path) -> No
     loaded = fxprune.load(fxprune.save(result, tmp_path / "mobile", pt2=True), Mobile())
     _assert_same(loaded.module, result.module)
     assert loaded.plan == result.plan
+    text = result.plan.to_json().replace('"depthwise": "native"', '"depthwise": "onednn dense"')
+    with pytest.raises(PlanError, match="only 'native' computes 'depthwise', and it has 'onednn dense'"):
+        fxprune.apply_plan(Mobile().eval(), IMAGE, Plan.from_json(text))
     program = torch.export.load(tmp_path / "mobile" / "model.pt2").module()
     assert torch.equal(program(IMAGE), result.module(IMAGE))
     timed = {row.layer: row.microseconds.keys() for row in _lower(model, backend="auto").report.lowering}
@@ -309,6 +312,21 @@ def _planned(result: fxprune.Result, **changes: Any) -> Plan:
 def test_a_plan_for_another_model_is_refused(result: fxprune.Result, changes: Any, message: str) -> None:
     with pytest.raises(PlanError, match=f"the plan is for another model: {message}.*; build the model as it was"):
         fxprune.apply_plan(_build(), IMAGE, _planned(result, **changes))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda model: nn.init.constant_(model.fc.weight, torch.inf), "not finite"),
+        (lambda m: m.to("meta"), "on .* meta"),
+    ],
+)
+def test_a_plan_says_why_a_layer_stays_in_float(spoil: Any, reason: str) -> None:
+    model, plan = _build(), _lower().plan
+    spoil(model)
+    image = IMAGE.to(model.fc.weight.device)
+    with pytest.raises(PlanError, match=rf"only in it is '\w+' .* \(its weight .*{reason}.*\); build"):
+        fxprune.apply_plan(model, image, plan)
 
 
 def test_a_backend_of_a_plan_that_does_not_exist_is_refused(result: fxprune.Result) -> None:
@@ -445,6 +463,10 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"calibration": None}, InputError, r"give calibration=batches, .*calibration=\[example_inputs\] does"),
     ({"calibration": IMAGE}, InputError, r"calibration is one Tensor; give several batches, or \[batch\]"),
     ({"calibration": fxprune.Inputs((IMAGE,))}, InputError, "calibration is one Inputs"),
+    ({"calibration": lambda: [IMAGE]}, InputError, "calibration is a function; give batches: a list, a generator"),
+    ({"calibration": [None]}, InputError, "batch 0 of the calibration: example inputs of type NoneType; give a tensor"),
+    ({"calibration": [IMAGE, ()]}, InputError, "batch 1 of the calibration: the example inputs do not fit the model"),
+    ({"calibration": [IMAGE[:0]]}, InputError, "batch 0 of the calibration holds no values; leave it out"),
     ({"calibration": []}, InputError, "no batch was given to calibrate on"),
     ({"calibration": _no_batches()}, InputError, "no batch was given to calibrate on"),
     ({"calibration": [IMAGE, IMAGE * torch.nan]}, InputError, "batch 1 of the calibration holds NaN"),
@@ -460,7 +482,8 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"exclude": ["all"]}, InputError, "no layer of the model can be computed on integers: 'expand': it was excluded"),
     ({"sparsity": 2}, TargetError, "outside"),
     ({"sparsity": {"middle": 0.5}, "layers": "fc", "exclude": "gone"}, SpecError, "gone"),
-    ({"frontend": "export"}, InputError, "no layer of the model can be computed on integers: it has no linear layer"),
+    ({"frontend": "export"}, InputError, r"on integers: its graph calls no .* \(front end 'export', .*='symbolic'\)"),
+    ({"model": nn.ReLU().eval()}, InputError, r"its graph calls no linear layer or .* \(front end 'symbolic'\)"),
     ({"model": _build().train()}, InputError, "training mode, and lowering is for inference; call model.eval"),
     ({"model": _build().double()}, InputError, "its weight is float64, and only float32 is quantised|dtype|double"),
     ({"model": _normed()}, InputError, r"the weight of 'middle' is computed by _WeightNorm; bake it in with torch\."),
@@ -473,6 +496,29 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_bad_input(how: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         _lower(**how)
+
+
+def _scaled(_layer: nn.Module, _given: Any, found: Tensor) -> Tensor:
+    return found * torch.linspace(1, 3, found.shape[1]).view(-1, *[1] * (found.dim() - 2))
+
+
+def _hooked(position: int) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Identity(), nn.Conv2d(8, 8, 1)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    model[position].register_forward_hook(_scaled)
+    return model
+
+
+@pytest.mark.parametrize("position", range(8))
+def test_hooks_run_on(position: int) -> None:
+    model = _hooked(position)
+    result = _lower(model)
+    expected = model(IMAGE)
+    assert (result.module(IMAGE) - expected).abs().max() < 0.1 * expected.abs().max()
+    assert "float" not in {runs for layer, runs in _runs(result).items() if layer != str(position)}
+    reasons = {row.layer: row.reason for row in result.report.lowering}
+    assert reasons.get(str(position), "hooks take part in what it computes") == "hooks take part in what it computes"
 
 
 def test_a_computed_weight_may_be_excluded() -> None:
@@ -489,6 +535,21 @@ def test_lowering_twice_is_refused_and_so_is_what_needs_floats(result: fxprune.R
 def test_a_model_elsewhere_is_not_measured() -> None:
     with pytest.raises(InputError, match=r"the model is on meta, and kernels are chosen for CPUs; call model\.cpu"):
         _lower(_build().to("meta"), backend="auto")
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_weights_stay_in_float() -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.none, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 0), nn.Linear(0, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.none(self.conv(x).mean((2, 3))))
+
+    result = _lower(Empty().eval())
+    assert _runs(result) == {"conv": "native dense", "none": "float", "fc": "float"}
+    assert [row.shape for row in result.report.lowering][1:] == [(0, 0, 0), (2, 0, 2)]
 
 
 def test_zero_ranges_are_ranges() -> None:

@@ -11,6 +11,7 @@ from torch import fx
 
 from fxprune.api.results import Result
 from fxprune.errors import InputError, PlanError, UsageError
+from fxprune.graph.facts import trace_facts
 from fxprune.graph.passes import Observer, Pass, Pipeline
 from fxprune.graph.shapes import propagate_shapes
 from fxprune.lowering.choices import Choice
@@ -78,7 +79,7 @@ class Floats:
         assert result.plan.lowering is not None
         if not result.plan.lowering.layers:
             reasons = list(result.plan.lowering.floating.items())
-            why = "; ".join(f"'{path}': {reason}" for path, reason in reasons[:3]) or "it has no linear layer"
+            why = "; ".join(f"'{path}': {reason}" for path, reason in reasons[:3]) or _nothing(self.graph)
             raise InputError(f"no layer of the model can be computed on integers: {why}")
         return self._recorded(result, quantization, step)
 
@@ -105,12 +106,17 @@ class Floats:
     def lower_exactly(self, planned: PlannedLowering) -> Result:
         """Lower as a plan says. Raises `UsageError` when it is a plan for another model."""
         quantization = Quantization(ranges=planned.ranges, keep_float=planned.floating)
-        found = quantised_layers(self._quantised(quantization)[1])
+        graph = self._quantised(quantization)[1]
+        found = quantised_layers(graph)
         if found.keys() != planned.layers.keys():
             path = min(found.keys() ^ planned.layers.keys())
             where = "it" if path in planned.layers else "this model"
-            raise PlanError(f"only in {where} is '{path}' computed on integers")
+            reason = dict(float_layers(graph)).get(path)
+            raise PlanError(f"only in {where} is '{path}' computed on integers{f' ({reason})' if reason else ''}")
         linear = [path for path, (_, layer) in found.items() if isinstance(layer, Int8Linear)]
+        for path in found.keys() - set(linear):
+            if planned.layers[path] != OURS:
+                raise PlanError(f"only '{OURS}' computes '{path}', and it has '{planned.layers[path]}'")
         return self._lowered(quantization, BlockSparseInt8Lowering({path: planned.layers[path] for path in linear}), {})
 
     def _without(self, floating: Iterable[str]) -> fx.GraphModule:
@@ -163,6 +169,13 @@ def lower_as_planned(before: Result, plan: Plan, planned: PlannedLowering, obser
         return Floats.of(before, observers, planned.im2col).lower_exactly(planned)
     except UsageError as error:
         raise PlanError(f"the plan is for another model: {error}; {plan.remedy}") from error
+
+
+def _nothing(graph: fx.GraphModule) -> str:
+    """Say why a graph has no layer that could be computed on integers."""
+    frontend = trace_facts(graph).frontend
+    remedy = ", whose modules are operators now; give frontend='symbolic'" if frontend == "export" else ""
+    return f"its graph calls no linear layer or convolution of torch.nn (front end '{frontend}'{remedy})"
 
 
 def _on_patches(graph: fx.GraphModule) -> set[str]:

@@ -118,6 +118,10 @@ def _checked(model: nn.Module, calibration: Iterable[Any] | None, *, is_measured
         )
     if isinstance(calibration, (Tensor, Inputs, Mapping, str)):
         raise InputError(f"calibration is one {type(calibration).__name__}; give several batches, or [batch]")
+    if not isinstance(calibration, Iterable):
+        raise InputError(
+            f"calibration is a {type(calibration).__name__}; give batches: a list, a generator, a DataLoader"
+        )
     return calibration
 
 

@@ -65,7 +65,10 @@ _LOWERING = (
 @click.option("--latency", is_flag=True, help="Measure the time of one run before and after.")
 @saves_result
 def lower(source: ModelSource, saving: Saving, latency: bool, calibration: str | None, **options: Any) -> None:
-    """Compute linear layers and 1×1 convolutions on 8-bit integers, zero blocks left out, and save the model."""
+    """Compute linear layers, 1×1 and depthwise convolutions on 8-bit integers, and save the model.
+
+    Blocks of zero weights are left out. Without --backend every layer runs in what is fastest here.
+    """
     saving.check()
     options = {"backend": ("auto",)} | {name: value for name, value in options.items() if value}
     shares = {"sparsity": read_by_layer(options.pop("sparsity", ()), "--sparsity")}
@@ -89,7 +92,7 @@ def lower(source: ModelSource, saving: Saving, latency: bool, calibration: str |
 def _stages(is_sparse: bool) -> tuple[str, ...]:
     """Return what the progress shows for every pass."""
     first = ("trace and mask weights", "fold batch norms") if is_sparse else ("trace and fold batch norms",)
-    return (*first, "make linear layers", "calibrate and quantise", "lower")
+    return (*first, "remove identities", "make linear layers", "calibrate and quantise", "lower")
 
 
 @dataclasses.dataclass(frozen=True)

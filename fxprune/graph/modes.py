@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import fx, nn
 
+from fxprune.graph.writing import own_memory, writes_into
 from fxprune.runtime.modes import by_mode
 
 __all__ = ["merge_modes", "modules_with_state", "reads_training", "reads_training_only"]
@@ -38,52 +38,6 @@ def merge_modes(graph: fx.Graph, other: fx.Graph, named: Mapping[str, Any], *, t
     return _Merge(train_graph, eval_graph, named).run()
 
 
-_WRITING = frozenset(
-    [
-        *(operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv),
-        *(operator.imod, operator.ipow, operator.imatmul, operator.iand, operator.ior, operator.ixor),
-        *(operator.ilshift, operator.irshift),
-    ]
-)
-"""Operators that write into their first argument."""
-
-_NEW = frozenset([operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, operator.neg])
-"""Operators whose result shares no memory with any argument."""
-
-
-def _written(node: fx.Node, named: Mapping[str, Any]) -> Iterator[fx.Node]:
-    """Yield the inputs of a node that it may write into."""
-    first = node.all_input_nodes[:1]
-    if node.op == "call_module":
-        leaf = named[str(node.target)]
-        is_known = type(leaf).__module__.startswith("torch.nn.")
-        yield from (first if getattr(leaf, "inplace", False) else ()) if is_known else node.all_input_nodes
-    elif node.op in ("call_method", "call_function"):
-        name = str(getattr(node.target, "__name__", node.target))
-        if node.target in _WRITING or (name.endswith("_") and not name.endswith("__")) or _is_in_place(node):
-            yield from first
-        yield from (n for n in node.all_input_nodes if n is node.kwargs.get("out"))
-
-
-def _is_in_place(node: fx.Node) -> bool:
-    """Whether a function is called with `inplace=True`."""
-    if node.op != "call_function" or not callable(node.target):
-        return False
-    try:
-        given = inspect.signature(node.target).bind_partial(*node.args, **node.kwargs).arguments
-    except (TypeError, ValueError):  # a builtin function, none of which takes `inplace`
-        return False
-    return bool(given.get("inplace", False))
-
-
-def _is_new(node: fx.Node, named: Mapping[str, Any]) -> bool:
-    """Whether the value of a node certainly shares no memory with its inputs."""
-    if node.op == "call_module":
-        leaf: nn.Module = named[str(node.target)]
-        return type(leaf).__module__.startswith("torch.nn.") and bool(leaf._parameters)
-    return node.op == "call_function" and node.target in _NEW
-
-
 class _Merge:
     def __init__(self, train_graph: fx.Graph, eval_graph: fx.Graph, named: Mapping[str, Any]) -> None:
         self.named = named
@@ -99,7 +53,7 @@ class _Merge:
         for node in self.train_nodes[:-1]:
             partner = self.eval_nodes[position]
             if not self._same(node, partner):
-                if any(self._is_seen_by_both(n) for n in _written(node, self.named)):
+                if any(self._is_seen_by_both(n) for n in writes_into(node, self.named)):
                     return None
                 self._copy(node, node.args, node.kwargs)
                 continue
@@ -113,15 +67,9 @@ class _Merge:
 
     def _is_seen_by_both(self, node: fx.Node) -> bool:
         """Whether the value of a training node may share memory with one that the evaluation graph has too."""
-        shared, todo, seen = set(self.from_eval.values()), [node], set()
-        while todo:
-            source = todo.pop()
-            if source.op in ("placeholder", "get_attr") or self.from_train[source] in shared:
-                return True
-            if source not in seen and not _is_new(source, self.named):
-                todo.extend(source.all_input_nodes)
-            seen.add(source)
-        return False
+        shared = set(self.from_eval.values())
+        sources = own_memory(node, self.named)
+        return any(source.op in ("placeholder", "get_attr") or self.from_train[source] in shared for source in sources)
 
     def _same(self, node: fx.Node, partner: fx.Node) -> bool:
         """Whether the two do the same to the same values, literals that follow the mode aside."""

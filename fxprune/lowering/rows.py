@@ -55,7 +55,7 @@ def _levels(leaf: Any) -> Tensor:
 def _shape(leaf: Any, node: fx.Node) -> tuple[int, int, int]:
     """Return M, K and N of the product that a layer is."""
     value: Tensor = node.meta["val"]
-    outputs: int = getattr(leaf, "out_features", 0) or leaf.out_channels
+    outputs: int = leaf.out_features if hasattr(leaf, "out_features") else leaf.out_channels
     is_packed = isinstance(leaf, BlockSparseInt8Linear) and leaf.output_layout == PACKED
-    positions = value.shape[1:-1].numel() if is_packed else value.numel() // outputs
-    return positions, leaf.weight.numel() // outputs, outputs
+    positions = value.shape[1:-1].numel() if is_packed else value.numel() // max(outputs, 1)
+    return positions, leaf.weight.numel() // max(outputs, 1), outputs

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from fxprune.graph.hooks import is_hooked
 from fxprune.quantization.ranges import Range
 from fxprune.runtime.weight_masks import class_of
 
@@ -105,7 +106,7 @@ def find_activation(module: fx.GraphModule, node: fx.Node) -> Activation | None:
 
 def _of_module(leaf: nn.Module) -> Activation | None:
     name = _MODULES.get(class_of(leaf))
-    if name is None:
+    if name is None or is_hooked(leaf):
         return None
     options = (leaf.min_val, leaf.max_val) if isinstance(leaf, nn.Hardtanh) and name == "hardtanh" else ()
     return _activation(name, copy.deepcopy(leaf), *options)

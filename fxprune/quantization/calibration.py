@@ -64,10 +64,15 @@ class _Watching(fx.Interpreter):
     def batch(self, number: int, batch: Any) -> None:
         """Run one batch."""
         self.where = f"batch {number}"
-        inputs = _inputs(batch, self.inputs)
+        try:
+            inputs = _inputs(batch, self.inputs)
+            bound = inputs.bind(self.module.forward)
+        except InputError as error:
+            raise InputError(f"{self.where} of the calibration: {error}") from error
+        if inputs.tensors() and not any(tensor.numel() for tensor in inputs.tensors()):
+            raise InputError(f"{self.where} of the calibration holds no values; leave it out")
         if not all(_is_finite(tensor) for tensor in inputs.tensors()):
             raise InputError(f"{self.where} of the calibration holds NaN or infinity; leave such samples out")
-        bound = inputs.bind(self.module.forward)
         given = [bound.get(str(node.target), *node.args) for node in self.inputs]
         self.current = None
         try:

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from fxprune.errors import InputError
+from fxprune.graph.hooks import is_hooked
 from fxprune.quantization import building
 from fxprune.quantization.building import Numbers
 from fxprune.runtime.int8.layer import MOST_FEATURES, Int8Layer
@@ -88,10 +89,15 @@ def without_kind(module: fx.GraphModule) -> dict[str, str]:
     return {path: _without_rule(leaf) for path, leaf in others.items()}
 
 
+_HOOKED = "hooks take part in what it computes"
+
+
 def _without_rule(leaf: _ConvNd) -> str:
+    if is_hooked(leaf):
+        return _HOOKED
     grouped = " in groups" if leaf.groups != 1 else ""
     remedy = "; im2col makes it a linear layer, which does"
-    is_plain_one = class_of(leaf) is nn.Conv2d and is_plain(leaf, "weight")
+    is_plain_one = class_of(leaf) is nn.Conv2d and is_plain(leaf, "weight") and set(leaf.kernel_size) != {1}
     can_be_linear = is_plain_one and leaf.groups == 1 and pads_evenly(leaf)
     return f"no rule says how a {kind_of(leaf)}{grouped} computes on uint8{remedy if can_be_linear else ''}"
 
@@ -131,8 +137,8 @@ def _computed(layer: Any) -> str | None:
 
 
 def _hooked(layer: Any) -> str | None:
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or "weight" not in layer._parameters
-    return "hooks take part in what it computes" if hooked else None
+    hooked = is_hooked(layer) or "weight" not in layer._parameters
+    return _HOOKED if hooked else None
 
 
 def _of_other_dtype(layer: Any) -> str | None:
@@ -148,6 +154,10 @@ def _of_other_size(layer: Any) -> str | None:
     return None if fits else f"int32 may not hold its sums of {products:,} products; {MOST_FEATURES:,} are the most"
 
 
+def _without_values(layer: Any) -> str | None:
+    return "its weight is on the device meta, without values" if layer.weight.is_meta else None
+
+
 def _not_finite(layer: Any) -> str | None:
     held = [layer.weight, layer.bias]
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in held if tensor is not None)
@@ -155,6 +165,6 @@ def _not_finite(layer: Any) -> str | None:
 
 
 _QUESTIONS: tuple[Callable[[Any], str | None], ...] = (
-    *(_computed, _hooked, _of_other_dtype, _of_other_size, _not_finite),
+    *(_computed, _hooked, _of_other_dtype, _of_other_size, _without_values, _not_finite),
 )
 """About every layer with a weight."""

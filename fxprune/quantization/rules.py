@@ -15,10 +15,12 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules.dropout import _DropoutNd
 
+from fxprune.graph.hooks import is_hooked
+from fxprune.graph.writing import writes_into
 from fxprune.quantization.layers import find_kind, runs_as
 from fxprune.runtime.im2col import im2col
 
-__all__ = ["ASKS", "COMPUTES", "FLOAT", "GIVES_ON", "MOVES", "PADS", "SELECTS", "Rule", "is_inplace", "rule_of"]
+__all__ = ["ASKS", "COMPUTES", "FLOAT", "GIVES_ON", "MOVES", "PADS", "SELECTS", "Rule", "rule_of", "written_by"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def rule_of(module: fx.GraphModule, node: fx.Node) -> Rule:
 
 
 def _rule_of_leaf(leaf: nn.Module) -> Rule:
+    if is_hooked(leaf):
+        return FLOAT
     kind = find_kind(leaf)
     if kind is not None and runs_as(leaf) is kind.base:
         return COMPUTES
@@ -125,22 +129,8 @@ def _option(node: fx.Node, name: str) -> Any:
         return node.kwargs.get(name)
 
 
-_AUGMENTED = frozenset(
-    [
-        *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod),
-        *(operator.ipow, operator.iand, operator.ior, operator.ixor, operator.imatmul, operator.setitem),
-    ]
-)
-
-
-def is_inplace(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node writes into its first argument."""
-    if node.op == "call_module":
-        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    if node.op != "call_function":
-        return False
-    name = str(getattr(node.target, "__name__", ""))
-    is_named_so = name.endswith("_") and not name.endswith("__")
-    return node.target in _AUGMENTED or is_named_so or _option(node, "inplace") is True
+def written_by(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """Return the inputs of a node that it writes into; a module that does says so."""
+    if node.op != "call_module":
+        return list(writes_into(node, {}))
+    return node.all_input_nodes[:1] if getattr(module.get_submodule(str(node.target)), "inplace", False) else []

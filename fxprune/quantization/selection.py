@@ -95,7 +95,8 @@ def _known(values: Values, ranges: Ranges | None) -> Collection[str]:
 
 def _not_fed(values: Values, node: fx.Node, known: Collection[str]) -> str:
     """Return what is wrong with the input of a layer, if anything."""
-    if values.origin(operand(node)) in values.written:
-        return f"its input '{values.origin(operand(node)).name}' is written into in place"
+    origin = values.origin(operand(node))
+    if values.is_written(origin):
+        return f"its input '{origin.name}' is written into in place"
     unseen = [name for name in values.needed(node) if name not in known]
     return f"calibration saw no float32 value of '{unseen[0]}'" if unseen else ""

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from fxprune.quantization.activations import Activation, find_activation
 from fxprune.quantization.layers import Kind, find_kind
-from fxprune.quantization.rules import Rule, is_inplace, rule_of
+from fxprune.quantization.rules import Rule, rule_of, written_by
 
 __all__ = ["Values", "is_tensor", "operand"]
 
@@ -63,13 +63,31 @@ class Values:
 
     def _allows(self, reader: fx.Node, activation: Activation) -> bool:
         """Whether what a table gives stays as it is: who writes into it writes into a copy."""
-        return activation.bounds is not None or reader not in self.written
+        return activation.bounds is not None or not self.is_written(reader)
+
+    def is_written(self, node: fx.Node) -> bool:
+        """Whether something is written in place into a node's value, or into a view of it, once it is there."""
+        return self._last_writes.get(self._memory(node), -1) > self._positions[node]
 
     @cached_property
-    def written(self) -> set[fx.Node]:
-        """The nodes into whose values, or views of them, something is written in place."""
-        writers = [node for node in self.nodes if not self.rules[node].keeps_form and is_inplace(self.module, node)]
-        return {self.origin(operand(node)) for node in writers if node.args and isinstance(node.args[0], fx.Node)}
+    def _positions(self) -> dict[fx.Node, int]:
+        return {node: position for position, node in enumerate(self.nodes)}
+
+    @cached_property
+    def _last_writes(self) -> dict[fx.Node, int]:
+        """The position of the last node that writes into a memory, by the node that made that."""
+        return {self._memory(into): self._positions[node] for node in self.nodes for into in self._written[node]}
+
+    @cached_property
+    def _written(self) -> dict[fx.Node, list[fx.Node]]:
+        """What every node writes into; none where it gives a value on and does no more."""
+        return {n: [] if self.rules[n].keeps_form else written_by(self.module, n) for n in self.nodes}
+
+    def _memory(self, node: fx.Node) -> fx.Node:
+        """Return the node that made the memory in which a value lies: what writes in place gives the same memory."""
+        while self.rules[node].keeps_form or self._written[node]:
+            node = operand(node) if self.rules[node].keeps_form else self._written[node][0]
+        return node
 
     def origin(self, node: fx.Node) -> fx.Node:
         """Return the node whose values, or a part of them, a node gives on."""

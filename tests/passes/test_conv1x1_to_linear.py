@@ -122,6 +122,26 @@ def test_an_example_of_one_position_is_no_vector() -> None:
     _lowered(nn.Sequential(nn.Conv2d(4, 2, 1), nn.ReLU()), torch.rand(2, 4, 1, 1), torch.rand(2, 4, 3, 5))
 
 
+class Viewed(nn.Module):
+    """Flattens maps by views, which need their positions side by side, behind a layer and behind a pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 4, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = self.act(self.conv(x))
+        pooled = nn.functional.max_pool2d(y, 2)
+        rows = pooled.view(x.size(0), -1)
+        shuffled = y.view(x.size(0), 2, 2, *y.shape[2:]).transpose(1, 2)
+        shuffled.view(torch.int64).view(shuffled.shape)  # of another dtype, which no reshape gives
+        return y.view(x.size(0), -1), rows.view_as(rows), shuffled
+
+
+def test_views_copy_where_they_must() -> None:
+    _lowered(Viewed(), torch.randn(1, 3, 6, 4), torch.randn(3, 3, 5, 7))
+
+
 def test_lines_and_volumes() -> None:
     _lowered(nn.Sequential(nn.Conv1d(4, 2, 1, stride=2), nn.ReLU()), torch.rand(2, 4, 6))
     _lowered(nn.Sequential(nn.Conv3d(4, 2, 1, stride=(1, 2, 1))), torch.rand(2, 4, 3, 4, 5))

@@ -123,8 +123,27 @@ def _set(net: Any, x: Tensor) -> Tensor:
     return net.b(y)
 
 
+def _written_again(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    z = y.add_(1)
+    b = net.b(z)
+    y.mul_(3)
+    return b + net.c(z)
+
+
+def _written_elsewhere(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    torch.mul(x, 0.5, out=y)
+    return net.b(y)
+
+
 @pytest.mark.parametrize(
-    ("function", "kept"), [(_written, {"b"}), (_activated_in_place, {"b"}), (_set, {"b"})], ids=["view", "add", "item"]
+    ("function", "kept"),
+    [
+        *((_written, {"b"}), (_activated_in_place, {"b"}), (_set, {"b"})),
+        *((_written_again, {"b", "c"}), (_written_elsewhere, {"b"})),
+    ],
+    ids=["view", "add", "item", "again", "out"],
 )
 def test_what_is_written_into_is_not_quantised(function: Callable[..., Any], kept: set[str]) -> None:
     graph = call(function, **_abc())

@@ -1,7 +1,9 @@
-"""Every exception that fxprune raises on purpose.
+"""Every exception of fxprune's own.
 
 `UsageError` and its children are the user's to mend: each message names the subject, the fact and the remedy.
 `VerifyError` is ours: a pass broke a promise, and the message carries what is needed to report it.
+`BuildError` is the machine's, and seldom seen: other backends stand in. The quantised layers and their storage, which
+models carry with them, refuse impossible values with `ValueError`, as torch does.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "ArtifactError",
+    "BuildError",
     "DataDependentError",
     "FxpruneError",
     "InputError",
@@ -59,6 +62,18 @@ class ArtifactError(UsageError):
 
 class VerifyError(FxpruneError):
     """A pass produced a graph that breaks its promises: a defect of fxprune, not of the caller."""
+
+
+class BuildError(FxpruneError):
+    """The native kernels cannot be compiled or loaded here: the reason and the remedy, on one line.
+
+    Attributes:
+        output: all that the compiler wrote, where it was the compiler.
+    """
+
+    def __init__(self, reason: str, output: str = "") -> None:
+        super().__init__(" ".join(reason.split()))
+        self.output = output
 
 
 class DataDependentError(FxpruneError):

@@ -34,7 +34,13 @@ def _im2col(
     dilation: Sequence[int],
     fill: int,
 ) -> Tensor:
+    if fill and input.dtype != torch.uint8:
+        raise ValueError("only levels are filled up with anything but 0")
+    if input.dim() != 4:
+        raise ValueError(f"expected images [batch, height, width, channels], not {list(input.shape)}")
     height, width = window_counts(input.shape[1:3], kernel, stride, padding, dilation)
+    if min(height, width) < 1:
+        raise ValueError(f"a kernel of {list(kernel)} does not fit images of shape {list(input.shape)}")
     around = (0, 0, padding[1], padding[1], padding[0], padding[0])
     padded = functional.pad(input, around, value=fill)
     taps = []

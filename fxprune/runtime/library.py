@@ -10,15 +10,17 @@ from torch import Tensor
 
 from fxprune.runtime import native
 
-__all__ = ["define"]
+__all__ = ["define", "run_on_cpu"]
 
 _LIBRARY = torch.library.Library("fxprune", "DEF")
+
+_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], *, is_compiled: bool = True) -> Any:
     """Define an operator and return it.
 
-    `kernel` is pure torch and serves every device; a kernel that is compiled for the CPU takes precedence over it.
+    `kernel` is pure torch and serves every device with float64; one that is compiled for the CPU takes precedence.
 
     Args:
         schema: `name(Tensor input, …) -> Tensor`, as torch.library reads it.
@@ -30,7 +32,7 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], *,
 
     def first(input: Tensor, *arguments: Any) -> Any:  # noqa: A002
         if input.device.type == "cpu" and native.load():
-            return operator(input, *arguments)
+            return run_on_cpu(operator, input, *arguments)
         return kernel(input, *arguments)
 
     _LIBRARY.define(schema)
@@ -38,3 +40,12 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], *,
     torch.library.register_fake(f"fxprune::{name}", fake, lib=_LIBRARY)
     operator = getattr(torch.ops.fxprune, name).default
     return operator
+
+
+def run_on_cpu(operator: Any, *arguments: Any) -> Any:
+    """Run the CPU's own kernel, the compiled one once that is loaded, wherever torch would send these arguments.
+
+    Another tensor than the input may be on another device, by which torch chooses; called as usual, the operator would
+    come back to whoever called it.
+    """
+    return operator.redispatch(_CPU, *arguments)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from fxprune.runtime.native.toolchain import BuildError, toolchain
+from fxprune.errors import BuildError
+from fxprune.runtime.native.toolchain import toolchain
 
 INSTRUCTION_SET = 'extern "C" const char* fxprune_instruction_set() { return "portable"; }\n'
 ANSWER = '#include "answer.h"\nextern "C" int answer() { return ANSWER; }\n'

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import re
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fxprune.errors import BuildError
 from fxprune.runtime.native import cache
 from fxprune.runtime.native.build import SOURCES, build
-from fxprune.runtime.native.toolchain import BuildError, toolchain
+from fxprune.runtime.native.toolchain import OPENMP, toolchain
 from tests.runtime.native import ANSWER, Compiler, answer, call, in_processes, needs_compiler, write_sources
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("cached")]
@@ -210,6 +212,15 @@ def test_flags_that_the_compiler_does_not_know_are_left_out(
     monkeypatch.setenv("CXX", str(Compiler(tmp_path, refuse).path))
     assert "-march=native" not in toolchain().flags
     assert "-O3" in toolchain().flags
+    assert answer(build(sources).path) == 42
+
+
+def test_openmp_is_left_out_where_it_would_need_another_library_than_torchs(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    as_clang = 'case "$*" in *-dM*) set -- "$@" -D__clang__=1;; esac'
+    monkeypatch.setenv("CXX", str(Compiler(tmp_path, as_clang).path))
+    assert (OPENMP in toolchain().flags) == hasattr(ctypes.CDLL(torch._C.__file__), "__kmpc_fork_call")
     assert answer(build(sources).path) == 42
 
 

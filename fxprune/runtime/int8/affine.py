@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxprune.runtime.int8.layouts import CHANNELS_LAST, PACKED, pack, packed_shape, to_channels_last
+from fxprune.runtime.int8.layouts import CHANNELS_LAST, PACKED, first_channels, pack, packed_shape, to_channels_last
 from fxprune.runtime.library import define
 
 __all__ = ["LEVELS", "Affine", "dequantize", "quantize"]
@@ -47,6 +47,8 @@ class Affine:
 
 
 def _quantize(input: Tensor, scale: float, zero_point: int, layout: str) -> Tensor:  # noqa: A002
+    if not input.dim():
+        raise ValueError("a number without dimensions has no channels")
     inverse = torch.tensor(1 / scale, dtype=torch.float32, device=input.device)
     levels = (input.float() * inverse).round() + zero_point
     values = levels.nan_to_num(0, LEVELS, 0).clamp(0, LEVELS).to(torch.uint8).contiguous()
@@ -59,7 +61,7 @@ def _quantized(input: Tensor, scale: float, zero_point: int, layout: str) -> Ten
 
 
 def _dequantize(input: Tensor, scale: float, zero_point: int, layout: str, channels: int) -> Tensor:  # noqa: A002
-    values = to_channels_last(input, layout)[..., :channels]
+    values = first_channels(to_channels_last(input, layout), channels)
     return ((values.to(torch.int32) - zero_point).float() * scale).contiguous()
 
 

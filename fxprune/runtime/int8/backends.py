@@ -5,7 +5,7 @@
 | `native` | our C++ kernels, compiled on first use for this CPU | equal to `reference`, bit for bit |
 | `onednn` | torch's dense int8 linear; zero blocks are multiplied like others | within one level of `reference` |
 | `fbgemm` | torch's block-sparse int8 linear, for uint8 output | the same while sums of two products fit int16 |
-| `reference` | plain torch, slow; runs on every device | the specification |
+| `reference` | plain torch, slow; runs on every device with float64 | the specification |
 
 A backend that this machine does not have, or that cannot compute a layer, passes it on to the next that is exact.
 """
@@ -21,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxprune.errors import SpecError, nearest
 from fxprune.runtime import native
 from fxprune.runtime.int8 import reference, vendor
+from fxprune.runtime.library import run_on_cpu
 
 __all__ = ["BACKENDS", "Backend", "compute", "refusal"]
 
@@ -57,8 +59,8 @@ class Backend:
 
 
 def _native(*arguments: Any) -> Tensor:
-    """Call the operator again: since the library is loaded, its kernel on CPUs is the compiled one."""
-    return torch.ops.fxprune.block_sparse_int8_linear.default(*arguments, "native")
+    """Run the compiled kernel: since the library is loaded, it is the operator's own on CPUs."""
+    return run_on_cpu(torch.ops.fxprune.block_sparse_int8_linear.default, *arguments, "native")
 
 
 BACKENDS = {
@@ -76,13 +78,18 @@ def refusal(backend: str, block: tuple[int, int], dtype: torch.dtype) -> str | N
 
 @cache
 def _resolve(backend: str, block: tuple[int, int], dtype: torch.dtype) -> Backend:
-    """Return the backend, or the first after it that can; says so once for each kind of layer."""
+    """Return the backend, or the first after it that can; says so once for each kind of layer.
+
+    Raises `SpecError` for one that does not exist.
+    """
+    if backend not in BACKENDS:
+        raise SpecError(f"unknown backend '{backend}'; {nearest(backend, BACKENDS)}")
     reason = refusal(backend, block, dtype)
     if reason is None:
         return BACKENDS[backend]
     names = list(BACKENDS)
     behind = [name for name in names[names.index(backend) + 1 :] if BACKENDS[name].is_exact]
-    taken = next(name for name in (*behind, "reference") if refusal(name, block, dtype) is None)
+    taken = next(name for name in behind if refusal(name, block, dtype) is None)
     _LOG.info("backend '%s' cannot compute %dx%d blocks here, '%s' does: %s", backend, *block, taken, reason)
     return BACKENDS[taken]
 
@@ -90,7 +97,8 @@ def _resolve(backend: str, block: tuple[int, int], dtype: torch.dtype) -> Backen
 def compute(input: Tensor, values: Tensor, *arguments: Any) -> Tensor:  # noqa: A002
     """Compute the operator in the backend that its last argument names, or the next that this machine has."""
     *rest, backend = arguments
-    if input.device.type != "cpu":
+    multiplier = rest[3]
+    if input.device.type != "cpu" or not (input.numel() and multiplier.numel()):  # torch's own divide by what is empty.
         return reference.linear(input, values, *rest)
     rows, columns = values.shape[1:]
     return _resolve(backend, (rows, columns), rest[8]).run(input, values, *rest)

@@ -26,7 +26,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
             [  0,   0]], dtype=torch.int8), tensor([1., 1.]))
     """
     exact = weight.detach().double()
-    peak = exact.abs().amax(1)
+    peak = exact.abs().amax(1) if exact.numel() else exact.new_zeros(len(exact))
     scales = torch.where(peak > 0, peak / 127, 1.0)
     return (exact / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales.float()
 

@@ -16,7 +16,17 @@ from torch.nn import functional
 
 from fxprune.runtime.library import define
 
-__all__ = ["CHANNELS_LAST", "LANES", "LAYOUTS", "PACKED", "pack", "packed_shape", "to_channels_last", "unpack"]
+__all__ = [
+    "CHANNELS_LAST",
+    "LANES",
+    "LAYOUTS",
+    "PACKED",
+    "first_channels",
+    "pack",
+    "packed_shape",
+    "to_channels_last",
+    "unpack",
+]
 
 CHANNELS_LAST, PACKED = "channels-last", "packed"
 LAYOUTS = (CHANNELS_LAST, PACKED)
@@ -42,7 +52,14 @@ def _pack(input: Tensor) -> Tensor:  # noqa: A002
 
 
 def _unpack(input: Tensor, channels: int) -> Tensor:  # noqa: A002
-    return input.movedim(0, -2).flatten(-2)[..., :channels].contiguous()
+    return first_channels(input.movedim(0, -2).flatten(-2), channels).contiguous()
+
+
+def first_channels(levels: Tensor, channels: int) -> Tensor:
+    """Return the first channels of a tensor `[…, C]`. Raises `ValueError` where it has fewer."""
+    if not 0 <= channels <= levels.shape[-1]:
+        raise ValueError(f"there are {levels.shape[-1]} channels, not {channels}")
+    return levels[..., :channels]
 
 
 pack = define(

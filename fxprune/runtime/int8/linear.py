@@ -112,7 +112,7 @@ class BlockSparseInt8Linear(_Linear):
     @property
     def sparsity(self) -> float:
         """The share of weights that are not stored."""
-        return 1 - min(self.values.numel() / (self.in_features * self.out_features), 1.0)
+        return 1 - min(self.values.numel() / max(self.in_features * self.out_features, 1), 1.0)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return uint8 or float32 […, N] in `output_layout` of uint8 […, K] in `input_layout`."""

@@ -1,4 +1,4 @@
-"""The bit-exact specification of the operator, in plain torch; it runs on every device."""
+"""The bit-exact specification of the operator, in plain torch; it runs on every device that has float64."""
 
 from __future__ import annotations
 

@@ -83,7 +83,9 @@ def requantize(
     high: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Do what `Requantization` says with int32 accumulators […, N]."""
+    """Do what `Requantization` says with int32 accumulators […, N]; bounds of levels are levels, whatever is given."""
+    if dtype == torch.uint8:
+        low, high = max(low, 0.0), min(high, float(LEVELS))
     values = (accumulators + offsets).float() * multiplier + addend
     clamped = values.clamp(low, high)
     if dtype == torch.float32:

@@ -6,7 +6,7 @@ input and output, and `addend + offsets · multiplier` as bias, they compute the
 
 from __future__ import annotations
 
-import threading
+import operator
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -16,28 +16,35 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fxprune.runtime.int8.affine import LEVELS
 from fxprune.runtime.int8.blocks import BlockSparse, decompress
 from fxprune.runtime.int8.layouts import PACKED, pack, to_channels_last
+from fxprune.runtime.locks import ForkedLock
 
 __all__ = ["fbgemm", "fbgemm_weights", "onednn", "onednn_weights", "why_no_fbgemm", "why_no_onednn"]
 
-_LOCK = threading.Lock()
+_ENGINE = ForkedLock()
 
 
 class _Prepared:
-    """Weights in a library's own layout, made when they are first met and again when their tensors were written."""
+    """Weights in a library's own layout: made when they are first met, and again for other or rewritten tensors.
+
+    They live as long as the first tensor, the blocks. torch counts no writes to tensors of inference mode: whoever
+    changes those of a layer that ran gives it new ones.
+    """
 
     def __init__(self, prepare: Callable[..., Any]) -> None:
         self.prepare = prepare
         self.held: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def __call__(self, width: int, *tensors: Tensor) -> Any:
-        written = tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
-        with _LOCK:
-            known = self.held.get(tensors[0])
-            if known is None or known[0] != (width, written):
-                known = self.held[tensors[0]] = ((width, written), self.prepare(width, *tensors))
-        return known[1]
+        blocks, *others = tensors
+        state = (width, *(0 if tensor.is_inference() else tensor._version for tensor in tensors))
+        known = self.held.get(blocks)
+        # The tensors are kept, so that no other can be taken for one of them.
+        if known is None or known[0] != state or not all(map(operator.is_, known[1], others)):
+            known = self.held[blocks] = (state, others, self.prepare(width, *tensors))
+        return known[2]
 
 
 def _dense(width: int, rows: int, *matrix: Tensor) -> Tensor:
@@ -62,14 +69,17 @@ def _for_fbgemm(width: int, values: Tensor, columns: Tensor, row_pointers: Tenso
 
 
 class _fbgemm_engine:  # noqa: N801
-    """The process-wide switch that torch's sparse linear layers need, back as it was afterwards."""
+    """The process-wide switch that torch's sparse linear layers need: of one thread at a time, then back as it was."""
 
     def __enter__(self) -> None:
+        self.lock = _ENGINE.current
+        self.lock.acquire()
         self.before = torch.backends.quantized.engine
         torch.backends.quantized.engine = "fbgemm"
 
     def __exit__(self, *_: object) -> None:
         torch.backends.quantized.engine = self.before
+        self.lock.release()
 
 
 onednn_weights, fbgemm_weights = _Prepared(_for_onednn), _Prepared(_for_fbgemm)
@@ -95,15 +105,18 @@ def fbgemm(input: Tensor, *arguments: Any) -> Tensor:  # noqa: A002
     levels = to_channels_last(input, layout)
     packed = fbgemm_weights(levels.shape[-1], values, columns, row_pointers, offsets, multiplier, addend)
     with _fbgemm_engine():
-        quantized = torch._make_per_tensor_quantized_tensor(levels.contiguous(), 1.0, 0)
+        # It takes no single row of features.
+        quantized = torch._make_per_tensor_quantized_tensor(torch.atleast_2d(levels).contiguous(), 1.0, 0)
         output = torch.ops.sparse.qlinear(quantized, packed, 1.0, 0).int_repr()
-    return _finish(output, table, low, high, output_layout)
+    return _finish(output.view(*levels.shape[:-1], len(multiplier)), table, low, high, output_layout)
 
 
 def _finish(output: Tensor, table: Tensor | None, low: float, high: float, layout: str) -> Tensor:
     """Do what the libraries have no argument for."""
-    if output.is_floating_point() or low > 0 or high < 255:
+    if output.is_floating_point():
         output = output.clamp_(low, high)
+    elif low > 0 or high < LEVELS:
+        output = output.clamp_(round(low), round(min(high, LEVELS)))
     if table is not None:
         output = table[output.int()]
     return pack(output) if layout == PACKED else output

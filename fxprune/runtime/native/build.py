@@ -18,16 +18,9 @@ from pathlib import Path
 
 import torch
 
+from fxprune.errors import BuildError
 from fxprune.runtime.native import cache
-from fxprune.runtime.native.toolchain import (
-    OPENMP,
-    BuildError,
-    Toolchain,
-    include_flags,
-    library_flags,
-    run,
-    toolchain,
-)
+from fxprune.runtime.native.toolchain import OPENMP, Toolchain, include_flags, library_flags, run, toolchain
 
 __all__ = ["SOURCES", "Built", "build", "build_program"]
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fxprune.runtime.native.toolchain import BuildError
+from fxprune.errors import BuildError
 
 __all__ = ["cache_folder", "find", "key_of", "publish", "workspace"]
 

@@ -47,16 +47,13 @@ struct Layer {
   std::vector<std::vector<int8_t>> taps;
   std::vector<int32_t> offsets;
   std::vector<float> multiplier, addend;
-  float low, high;
-  const uint8_t* table;
+  const Requantization& numbers;  // Those of one position.
 
   Layer(const int8_t* weight, int64_t count, int64_t channels, const Group& group, const Requantization& numbers)
       : offsets(repeated(numbers.offsets, channels, group)),
         multiplier(repeated(numbers.multiplier, channels, group)),
         addend(repeated(numbers.addend, channels, group)),
-        low(numbers.low),
-        high(numbers.high),
-        table(numbers.table) {
+        numbers(numbers) {
     for (int64_t tap = 0; tap < count; ++tap) taps.push_back(repeated(weight + tap * channels, channels, group));
     while (taps.size() % 4) taps.emplace_back(static_cast<size_t>(group.channels + kBlock));
   }
@@ -81,10 +78,10 @@ Block block_of(const Layer& layer, int64_t first, int64_t count) {
               {},
               {},
               {},
-              fill(layer.low),
-              fill(layer.high),
-              fill(static_cast<int32_t>(layer.low) * 0x01010101),
-              layer.table};
+              fill(layer.numbers.low),
+              fill(layer.numbers.high),
+              fill(layer.numbers.low_bytes()),
+              layer.numbers.table};
   for (size_t tap = 0; tap < layer.taps.size(); tap += 4) {
     Words rows, words;
     for (size_t i = 0; i < 4; ++i) rows[i] = load(layer.taps[tap + i].data() + first);

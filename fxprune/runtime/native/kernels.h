@@ -33,6 +33,11 @@ struct Requantization {
   const float* addend;
   const uint8_t* table;
   float low, high;
+
+  // The level `low` in every byte of a word.
+  int32_t low_bytes() const {
+    return low > 0 ? static_cast<int32_t>(static_cast<uint32_t>(low) * 0x01010101u) : 0;
+  }
 };
 
 // Where the products go: `levels` or `floats`, whichever is not null. Floats are channels-last.

@@ -125,6 +125,7 @@ void multiply_one(const Tile& tile, const Matrix& matrix, const Requantization& 
                     *w = reinterpret_cast<const uint8_t*>(matrix.values) + block * 16;
       if (block + kBlocks > end) {
         std::memset(weights, 0, sizeof weights);
+        std::memset(words, 0, sizeof words);
         std::memcpy(weights, w, static_cast<size_t>((end - block) * 16));
         w = weights;
       }
@@ -173,7 +174,7 @@ Multiply kernel(int block_rows, int64_t vectors) {
 
 // How many vectors of positions a tile has at most: its sums stay in registers, its words in the first-level cache.
 int64_t most_vectors(int block_rows, int64_t groups) {
-  const int64_t in_cache = 40 * 1024 / (groups * kVectorBytes), most = in_registers(block_rows);
+  const int64_t in_cache = 40 * 1024 / (std::max<int64_t>(groups, 1) * kVectorBytes), most = in_registers(block_rows);
   return std::clamp<int64_t>(in_cache, std::min<int64_t>(3, most), most);
 }
 
@@ -181,6 +182,7 @@ int64_t most_vectors(int block_rows, int64_t groups) {
 
 void linear(const Activations& input, const Matrix& matrix, const Requantization& numbers, const Output& output,
             const Part& part) {
+  if (part.first_position >= part.last_position || part.first_channel >= part.last_channel) return;
   if (matrix.blocks < 4) {  // Columns are read four at a time.
     int16_t columns[4] = {0, 0, 0, 0};
     std::copy_n(matrix.columns, matrix.blocks, columns);

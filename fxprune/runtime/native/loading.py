@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from fxprune.errors import BuildError
+from fxprune.runtime.locks import ForkedLock
 from fxprune.runtime.native.build import SOURCES, Built, build
-from fxprune.runtime.native.toolchain import BuildError
 
 __all__ = ["Library", "Native"]
 
@@ -45,9 +45,7 @@ class Native:
     def __init__(self, folder: Path = SOURCES) -> None:
         self._folder = folder
         self._outcome: Library | str | None = None
-        self._renew_lock()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._renew_lock)
+        self._lock = ForkedLock()
 
     def load(self) -> bool:
         """Say whether the kernels are loaded; the first call does it."""
@@ -65,14 +63,10 @@ class Native:
 
     def _settled(self) -> Library | str:
         if self._outcome is None:
-            with self._lock:
+            with self._lock.current:
                 if self._outcome is None:
                     self._outcome = _attempt(self._folder)
         return self._outcome
-
-    def _renew_lock(self) -> None:
-        """Take a new lock: in a forked child, the thread that held the old one does not exist."""
-        self._lock = threading.Lock()
 
 
 def _attempt(folder: Path) -> Library | str:

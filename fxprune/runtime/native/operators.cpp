@@ -1,61 +1,18 @@
-// The kernels as torch's operators on CPUs: checks what Python gives, makes outputs, shares the work out over threads.
+// The kernels as torch's operators on CPUs: makes outputs and shares the work out over threads.
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <string>
 #include <vector>
 
+#include "arguments.h"
 #include "kernels.h"
 #include "lanes.h"
 
 namespace fxprune {
 namespace {
-
-using at::Tensor;
-using Optional = std::optional<Tensor>;
-using Text = c10::string_view;
-
-Layout layout_of(Text name) {
-  TORCH_CHECK(name == "packed" || name == "channels-last", "unknown layout '", name, "'; known: channels-last, packed");
-  return name == "packed" ? Layout::packed : Layout::channels_last;
-}
-
-// A contiguous uint8 tensor in a layout, and the sizes of its positions.
-struct Levels {
-  Tensor tensor;
-  Activations activations;
-  std::vector<int64_t> positions;
-
-  Levels(const Tensor& input, Layout layout) : tensor(input.contiguous()) {
-    TORCH_CHECK(input.scalar_type() == at::kByte, "expected uint8 levels, got ", input.scalar_type());
-    const bool is_packed = layout == Layout::packed;
-    TORCH_CHECK(input.dim() >= (is_packed ? 2 : 1), "levels of ", input.dim(), " dimensions have no channels");
-    TORCH_CHECK(!is_packed || input.size(-1) == 4, "a packed tensor has 4 channels last, not ", input.size(-1));
-    const auto sizes = input.sizes();
-    positions.assign(sizes.begin() + (is_packed ? 1 : 0), sizes.end() - 1);
-    const int64_t channels = is_packed ? 4 * sizes[0] : sizes.back();
-    activations = {tensor.const_data_ptr<uint8_t>(), count(), channels, layout};
-  }
-
-  int64_t count() const {
-    int64_t product = 1;
-    for (const int64_t size : positions) product *= size;
-    return product;
-  }
-};
-
-std::vector<int64_t> shape_of(const std::vector<int64_t>& positions, int64_t channels, Layout layout) {
-  std::vector<int64_t> shape = positions;
-  if (layout == Layout::packed) {
-    shape.insert(shape.begin(), (channels + 3) / 4);
-    channels = 4;
-  }
-  shape.push_back(channels);
-  return shape;
-}
 
 // Call `work(first, last)` for ranges of positions, on as many threads as torch has.
 template <typename Work>
@@ -84,44 +41,6 @@ void share_product(int64_t positions, int64_t channels, int64_t operations, cons
   });
 }
 
-template <typename T>
-const T* numbers(const Tensor& tensor, int64_t count, const char* name) {
-  TORCH_CHECK(tensor.numel() == count && tensor.is_contiguous(), "'", name, "' must hold ", count,
-              " numbers side by side, got ", tensor.sizes());
-  return tensor.const_data_ptr<T>();
-}
-
-Requantization requantization_of(const Tensor& offsets, const Tensor& multiplier, const Tensor& addend,
-                                 const Optional& table, double low, double high, int64_t channels) {
-  return {numbers<int32_t>(offsets, channels, "offsets"),
-          numbers<float>(multiplier, channels, "multiplier"),
-          numbers<float>(addend, channels, "addend"),
-          table ? numbers<uint8_t>(*table, 256, "table") : nullptr,
-          static_cast<float>(low),
-          static_cast<float>(high)};
-}
-
-Output output_of(Tensor& output, int64_t channels, Layout layout) {
-  if (output.scalar_type() == at::kByte) return {output.mutable_data_ptr<uint8_t>(), nullptr, channels, layout};
-  TORCH_CHECK(output.scalar_type() == at::kFloat, "outputs are uint8 or float32, not ", output.scalar_type());
-  TORCH_CHECK(layout == Layout::channels_last, "float32 is given channels-last only");
-  return {nullptr, output.mutable_data_ptr<float>(), channels, layout};
-}
-
-// A damaged matrix must not be computed with: its columns and pointers are addresses.
-void check(const Matrix& matrix, int64_t columns, int64_t pointers, int64_t rows, int64_t groups) {
-  TORCH_CHECK(columns == matrix.blocks, "there are ", matrix.blocks, " blocks and ", columns, " columns");
-  TORCH_CHECK(pointers == rows + 1, "there are ", rows, " rows of blocks and ", pointers, " row pointers");
-  bool is_ascending = matrix.row_pointers[0] == 0 && matrix.row_pointers[rows] == matrix.blocks;
-  for (int64_t row = 0; row < rows; ++row) is_ascending &= matrix.row_pointers[row] <= matrix.row_pointers[row + 1];
-  uint16_t most = 0;  // Of negative columns too. A maximum is found many at a time, a comparison is not.
-  for (int64_t block = 0; block < matrix.blocks; ++block)
-    most = std::max(most, static_cast<uint16_t>(matrix.columns[block]));
-  TORCH_CHECK(is_ascending && (matrix.blocks == 0 || most < groups),
-              "the columns or row pointers of a block-sparse weight are damaged, or do not fit ", 4 * groups,
-              " input features");
-}
-
 using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                          const Tensor&, const Optional&, double, double, at::ScalarType, Text, Text, Text);
 
@@ -137,16 +56,18 @@ Tensor block_sparse_int8_linear(const Tensor& input, const Tensor& values, const
                         input_layout, output_layout, backend);
   }
   const Levels levels(input, layout_of(input_layout));
-  const int64_t channels = multiplier.numel(), block_rows = values.size(1), groups = levels.activations.groups();
-  TORCH_CHECK(values.dim() == 3 && values.size(2) == 4 && (block_rows == 1 || block_rows == 2 || block_rows == 4),
+  const int64_t channels = multiplier.numel(), block_rows = values.dim() == 3 ? values.size(1) : 0;
+  TORCH_CHECK((block_rows == 1 || block_rows == 2 || block_rows == 4) && values.size(2) == 4,
               "the native backend multiplies blocks of 1x4, 2x4 and 4x4, not values of shape ", values.sizes());
   const Layout layout = layout_of(output_layout);
   const Matrix matrix{numbers<int8_t>(values, values.numel(), "values"),
                       numbers<int16_t>(columns, columns.numel(), "columns"),
                       numbers<int32_t>(row_pointers, row_pointers.numel(), "row_pointers"), values.size(0),
                       static_cast<int>(block_rows)};
-  check(matrix, columns.numel(), row_pointers.numel(), (channels + block_rows - 1) / block_rows, groups);
-  const Requantization requantization = requantization_of(offsets, multiplier, addend, table, low, high, channels);
+  check(matrix, columns.numel(), row_pointers.numel(), (channels + block_rows - 1) / block_rows,
+        levels.activations.groups());
+  const Requantization requantization =
+      requantization_of(offsets, multiplier, addend, table, low, high, dtype, channels);
   Tensor output = at::empty(shape_of(levels.positions, channels, layout), input.options().dtype(dtype));
   const Output target = output_of(output, channels, layout);
   const int64_t positions = levels.activations.positions;
@@ -157,21 +78,13 @@ Tensor block_sparse_int8_linear(const Tensor& input, const Tensor& values, const
 
 Tensor quantize_floats(const Tensor& input, double scale, int64_t zero_point, Text name) {
   const Layout layout = layout_of(name);
-  const Tensor floats = input.scalar_type() == at::kFloat ? input : input.to(at::kFloat);
+  TORCH_CHECK_VALUE(input.dim() >= 1, "a number without dimensions has no channels");
+  const Tensor given = input.to(at::kFloat);
+  const Tensor floats = position_stride(given) ? given : given.contiguous();
   const int64_t channels = floats.size(-1), positions = channels ? floats.numel() / channels : 0;
-  std::vector<int64_t> sizes(floats.sizes().begin(), floats.sizes().end() - 1);
+  const std::vector<int64_t> sizes(floats.sizes().begin(), floats.sizes().end() - 1);
   Tensor output = at::empty(shape_of(sizes, channels, layout), floats.options().dtype(at::kByte));
-  // Positions must be one stride apart; where they are not, a copy is.
-  int64_t stride = floats.dim() > 1 ? floats.stride(-2) : channels, expected = stride;
-  bool is_regular = true;
-  for (int64_t dim = floats.dim() - 2; dim >= 0; --dim) {
-    if (floats.size(dim) != 1 && dim == floats.dim() - 2) expected = stride = floats.stride(dim);
-    is_regular &= floats.size(dim) == 1 || floats.stride(dim) == expected;
-    expected *= floats.size(dim);
-  }
-  const Tensor regular = is_regular ? floats : floats.contiguous();
-  const Floats source{regular.const_data_ptr<float>(), positions, channels, is_regular ? stride : channels,
-                      is_regular ? floats.stride(-1) : 1};
+  const Floats source{floats.const_data_ptr<float>(), positions, channels, *position_stride(floats), floats.stride(-1)};
   const float inverse = static_cast<float>(1 / scale);
   share_positions(positions, channels, [&](int64_t first, int64_t last) {
     quantize(source, inverse, static_cast<int32_t>(zero_point), output.mutable_data_ptr<uint8_t>(), layout, first,
@@ -182,6 +95,7 @@ Tensor quantize_floats(const Tensor& input, double scale, int64_t zero_point, Te
 
 Tensor dequantize_levels(const Tensor& input, double scale, int64_t zero_point, Text name, int64_t channels) {
   const Levels levels(input, layout_of(name));
+  levels.check_has(channels);
   Tensor output =
       at::empty(shape_of(levels.positions, channels, Layout::channels_last), input.options().dtype(at::kFloat));
   share_positions(levels.activations.positions, channels, [&](int64_t first, int64_t last) {
@@ -203,37 +117,13 @@ Tensor pack_levels(const Tensor& input) {
 
 Tensor unpack_levels(const Tensor& input, int64_t channels) {
   const Levels levels(input, Layout::packed);
+  levels.check_has(channels);
   const int64_t positions = levels.activations.positions;
   Tensor output = at::empty(shape_of(levels.positions, channels, Layout::channels_last), input.options());
   share_positions(positions, channels, [&](int64_t first, int64_t last) {
     unpack(levels.activations.levels, positions, channels, output.mutable_data_ptr<uint8_t>(), first, last);
   });
   return output;
-}
-
-// The windows that a kernel takes of images [batch, height, width, channels].
-Windows windows_of(const Tensor& images, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
-                   at::IntArrayRef dilation) {
-  TORCH_CHECK(images.dim() == 4, "expected images [batch, height, width, channels], not ", images.sizes());
-  Windows windows{images.size(1),
-                  images.size(2),
-                  images.size(3) * static_cast<int64_t>(images.element_size()),
-                  0,
-                  0,
-                  {},
-                  {},
-                  {},
-                  {}};
-  for (int i = 0; i < 2; ++i) {
-    windows.kernel[i] = kernel[i];
-    windows.stride[i] = stride[i];
-    windows.padding[i] = padding[i];
-    windows.dilation[i] = dilation[i];
-    const int64_t room = images.size(1 + i) + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1;
-    TORCH_CHECK(room >= 0, "a kernel of ", kernel, " does not fit images of shape ", images.sizes());
-    (i == 0 ? windows.out_height : windows.out_width) = room / stride[i] + 1;
-  }
-  return windows;
 }
 
 // Call `work(first, last)` for ranges of the output rows of all images, each of which costs `operations`.
@@ -246,7 +136,7 @@ void share_rows(int64_t batch, const Windows& windows, int64_t operations, const
 
 Tensor im2col_rows(const Tensor& input, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
                    at::IntArrayRef dilation, int64_t fill) {
-  TORCH_CHECK(fill == 0 || input.scalar_type() == at::kByte, "only levels are filled up with anything but 0");
+  TORCH_CHECK_VALUE(fill == 0 || input.scalar_type() == at::kByte, "only levels are filled up with anything but 0");
   const Tensor images = input.contiguous();
   const Windows windows = windows_of(images, kernel, stride, padding, dilation);
   const int64_t taps = kernel[0] * kernel[1];
@@ -265,12 +155,14 @@ Tensor depthwise_int8_conv2d(const Tensor& input, const Tensor& weight, const Te
                              at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
                              at::IntArrayRef dilation, int64_t fill) {
   TORCH_CHECK(input.scalar_type() == at::kByte, "expected uint8 levels, got ", input.scalar_type());
+  TORCH_CHECK_VALUE(input.dim() == 4, "expected images [batch, channels, height, width], not ", input.sizes());
   const Tensor images = input.permute({0, 2, 3, 1}).contiguous();
   const Windows windows = windows_of(images, kernel, stride, padding, dilation);
   const int64_t channels = images.size(3), taps = kernel[0] * kernel[1];
   TORCH_CHECK(weight.dim() == 2 && weight.size(0) == taps && weight.size(1) == channels, "expected a weight of shape [",
               taps, ", ", channels, "], got ", weight.sizes());
-  const Requantization requantization = requantization_of(offsets, multiplier, addend, table, low, high, channels);
+  const Requantization requantization =
+      requantization_of(offsets, multiplier, addend, table, low, high, dtype, channels);
   Tensor output =
       at::empty({images.size(0), windows.out_height, windows.out_width, channels}, images.options().dtype(dtype));
   const Output target = output_of(output, channels, Layout::channels_last);

@@ -1,5 +1,6 @@
 // Compares the kernels with loops that do as the Python reference does, bit for bit, on many shapes; returns how many
 // differ. Tests compile it with sanitizers, and without the instruction sets of this CPU.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -100,7 +101,7 @@ bool check_linear() {
   const Layout input_layout = chance(0.5) ? Layout::packed : Layout::channels_last;
   const Layout output_layout = !is_float && chance(0.5) ? Layout::packed : Layout::channels_last;
   const float infinite = std::numeric_limits<float>::infinity();
-  const float low = is_float ? (chance(0.5) ? 0 : -infinite) : (chance(0.5) ? 0 : 30);
+  const float low = is_float ? (chance(0.5) ? 0 : -infinite) : (chance(0.5) ? 0 : static_cast<float>(draw(1, 200)));
   const float high = is_float ? (chance(0.5) ? 6 : infinite) : (chance(0.5) ? 255 : 200);
   const int64_t m = problem.positions, n = problem.outputs;
 
@@ -183,8 +184,9 @@ bool check_windows() {
   Bytes table;
   for (int i = 0; i < 256; ++i) table.push_back(static_cast<uint8_t>(draw(0, 255)));
   const bool is_float = chance(0.4), has_table = !is_float && chance(0.5);
+  const auto low = static_cast<float>(draw(0, 200));
   const Requantization numbers{
-      offsets.data(), multiplier.data(), addend.data(), has_table ? table.data() : nullptr, 10, 200};
+      offsets.data(), multiplier.data(), addend.data(), has_table ? table.data() : nullptr, low, 200};
 
   const auto outputs = static_cast<size_t>(rows * windows.out_width * channels);
   Bytes patches(outputs * static_cast<size_t>(taps)), got_patches(patches.size()), levels(outputs), got(outputs);
@@ -199,7 +201,7 @@ bool check_windows() {
           sum += under(images, windows, row, x, tap, channel, fill) *
                  weight[static_cast<size_t>(tap * channels + channel)];
         const float product = static_cast<float>(sum) * multiplier[static_cast<size_t>(channel)];
-        floats[at] = std::fmin(std::fmax(product + 99.5f, 10), 200);
+        floats[at] = std::fmin(std::fmax(product + 99.5f, low), 200);
         levels[at] = static_cast<uint8_t>(std::nearbyint(floats[at]));
         if (has_table) levels[at] = table[levels[at]];
       }

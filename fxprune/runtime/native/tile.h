@@ -30,10 +30,12 @@ inline uint8_t* scratch(size_t bytes) {
   thread_local std::unique_ptr<void, decltype(&std::free)> memory(nullptr, &std::free);
   thread_local size_t size = 0;
   if (size < bytes) {
-    size = (bytes + 4095) / 4096 * 4096;
-    memory.reset(std::aligned_alloc(64, size));
+    const size_t whole = (bytes + 4095) / 4096 * 4096;
+    size = 0;  // Until there is as much.
+    memory.reset(std::aligned_alloc(64, whole));
     if (!memory) throw std::bad_alloc();
-    std::memset(memory.get(), 0, size);
+    std::memset(memory.get(), 0, whole);
+    size = whole;
   }
   return static_cast<uint8_t*>(memory.get());
 }
@@ -59,7 +61,7 @@ struct Quad {
   // Requantise `count` channels from `channel` on to words of one byte a channel.
   __attribute__((noinline)) void to_levels(int64_t channel, int64_t count, uint8_t* words) const {
     const Float high = fill(numbers.high);
-    const Int low = fill(static_cast<int32_t>(numbers.low) * 0x01010101);
+    const Int low = fill(numbers.low_bytes());
     Float multiplier[4], addend[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {

@@ -9,6 +9,7 @@ the compiler's version, the C++ standard and every instruction set of this CPU (
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shlex
@@ -20,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import BuildError
 
-__all__ = ["OPENMP", "BuildError", "Toolchain", "include_flags", "library_flags", "run", "toolchain"]
+__all__ = ["OPENMP", "Toolchain", "include_flags", "library_flags", "run", "toolchain"]
 
 OPENMP = "-fopenmp"
 
@@ -32,18 +33,6 @@ _REQUIRED = ("-O3", "-DNDEBUG", "-fPIC", "-ffp-contract=off")
 
 _LIMIT = 600
 """Seconds after which a run of the compiler is given up; the slowest file takes about ten."""
-
-
-class BuildError(FxpruneError):
-    """The native kernels cannot be compiled or loaded here: the reason and the remedy, on one line.
-
-    Attributes:
-        output: all that the compiler wrote, where it was the compiler.
-    """
-
-    def __init__(self, reason: str, output: str = "") -> None:
-        super().__init__(" ".join(reason.split()))
-        self.output = output
 
 
 @dataclass(frozen=True)
@@ -70,12 +59,13 @@ def toolchain(extra_flags: Sequence[str] = ()) -> Toolchain:
     command = _find_compiler()
     required, optional = _required_flags(), _optional_flags()
     try:
-        flags = (*required, *optional, *extra_flags)
-        return Toolchain(command, flags, _macros(command, flags))
+        tools = _with_flags(command, (*required, *optional, *extra_flags))
     except BuildError:
-        taken = tuple(flag for flag in optional if _takes(command, flag))
-        flags = (*required, *taken, *extra_flags)
-        return Toolchain(command, flags, _macros(command, flags))
+        taken = (flag for flag in optional if _takes(command, flag))
+        tools = _with_flags(command, (*required, *taken, *extra_flags))
+    if OPENMP not in tools.flags or _shares_openmp(tools.macros):
+        return tools
+    return _with_flags(command, tuple(flag for flag in tools.flags if flag != OPENMP))
 
 
 def include_flags() -> tuple[str, ...]:
@@ -146,6 +136,16 @@ def _standard(config: str) -> str:
 def _optional_flags() -> tuple[str, ...]:
     """Return what is left out where the compiler does not know it: slower, but right."""
     return ("-march=native", OPENMP) if torch.backends.openmp.is_available() else ("-march=native",)
+
+
+def _shares_openmp(macros: str) -> bool:
+    """Whether what the compiler calls for OpenMP is in the library that torch has loaded; clang and GCC differ."""
+    entry = "__kmpc_fork_call" if "#define __clang__ " in macros else "GOMP_parallel"
+    return hasattr(ctypes.CDLL(torch._C.__file__), entry)
+
+
+def _with_flags(command: tuple[str, ...], flags: tuple[str, ...]) -> Toolchain:
+    return Toolchain(command, flags, _macros(command, flags))
 
 
 def _macros(command: Sequence[str], flags: Sequence[str]) -> str:

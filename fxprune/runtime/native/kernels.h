@@ -1,4 +1,4 @@
-// What the kernels compute; they know nothing of torch. The Python module of the same name says what each means.
+// What the kernels compute; they know nothing of torch. The modules of fxprune/runtime/int8 say what each thing means.
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,28 +18,14 @@ from fxprune.runtime.library import define
 __all__ = ["Int8DepthwiseConv2d", "depthwise_int8_conv2d"]
 
 
-def _depthwise(
-    input: Tensor,  # noqa: A002
-    weight: Tensor,
-    offsets: Tensor,
-    multiplier: Tensor,
-    addend: Tensor,
-    table: Tensor | None,
-    low: float,
-    high: float,
-    dtype: torch.dtype,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    fill: int,
-) -> Tensor:
+def _depthwise(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:  # noqa: A002
+    *numbers, kernel, stride, padding, dilation, fill = arguments
     around = (padding[1], padding[1], padding[0], padding[0])
     levels = functional.pad(input.double(), around, value=fill)
     filters = weight.t().unflatten(1, (1, *kernel)).double()
     sums = functional.conv2d(levels, filters, None, stride, 0, dilation, len(filters)).to(torch.int32)
     rows = sums.permute(0, 2, 3, 1)
-    return requantize(rows, offsets, multiplier, addend, table, low, high, dtype).contiguous().permute(0, 3, 1, 2)
+    return requantize(rows, Requantization(*numbers)).contiguous().permute(0, 3, 1, 2)
 
 
 def _fake(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:  # noqa: A002, ARG001
@@ -66,8 +52,8 @@ depthwise_int8_conv2d = define(
 class Int8DepthwiseConv2d(Int8Layer):
     """A depthwise convolution of uint8 images with an int8 weight, and the activation behind it.
 
-    Takes uint8 [batch, C, height, width] and gives uint8 or float32, both fastest, and the latter always, with channels
-    last in memory. The compiled kernel gives what the integer reference gives, bit for bit.
+    Takes uint8 [batch, C, height, width], fastest where channels lie last in memory, and gives uint8 or float32 whose
+    channels do. The compiled kernel gives what the integer reference gives, bit for bit.
     """
 
     weight: Tensor
@@ -89,20 +75,7 @@ class Int8DepthwiseConv2d(Int8Layer):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return uint8 or float32 [batch, C, height', width'] of uint8 [batch, C, height, width]."""
-        held: Mapping[str, Any] = self._buffers
-        return depthwise_int8_conv2d(
-            input,
-            held["weight"],
-            held["offsets"],
-            held["multiplier"],
-            held["addend"],
-            held["table"],
-            self.low,
-            self.high,
-            self.dtype,
-            *self.window,
-            self.source.zero_point,
-        )
+        return depthwise_int8_conv2d(input, self.weight, *self.numbers, *self.window, self.source.zero_point)
 
     def extra_repr(self) -> str:
         """Name the channels, the window, the activation and what comes out."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,9 @@ class Int8Layer(nn.Module):
     @property
     def numbers(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float, float, torch.dtype]:
         """How accumulators become outputs, as operators take it."""
-        return self.offsets, self.multiplier, self.addend, self.table, self.low, self.high, self.dtype
+        held: Mapping[str, Any] = self._buffers  # Every call asks, and attributes of modules are slow.
+        numbers = held["offsets"], held["multiplier"], held["addend"], held["table"]
+        return *numbers, self.low, self.high, self.dtype
 
     @property
     def requantization(self) -> Requantization:

@@ -56,7 +56,7 @@ class Int8Linear(_Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return uint8 or float32 […, N] of uint8 […, K]."""
-        return requantize(accumulate(input, self.weight), *self.numbers)
+        return requantize(accumulate(input, self.weight), self.requantization)
 
     def extra_repr(self) -> str:
         """Name the features, the activation and what comes out."""
@@ -122,13 +122,7 @@ class BlockSparseInt8Linear(_Linear):
             held["values"],
             held["columns"],
             held["row_pointers"],
-            held["offsets"],
-            held["multiplier"],
-            held["addend"],
-            held["table"],
-            self.low,
-            self.high,
-            self.dtype,
+            *self.numbers,
             self.input_layout,
             self.output_layout,
             self.backend,

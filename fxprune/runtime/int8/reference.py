@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fxprune.runtime.int8.blocks import BlockSparse, decompress
 from fxprune.runtime.int8.layouts import PACKED, pack, to_channels_last
-from fxprune.runtime.int8.requantization import requantize
+from fxprune.runtime.int8.requantization import Requantization, requantize
 
 __all__ = ["accumulate", "linear"]
 
@@ -39,5 +39,6 @@ def linear(
     levels = to_channels_last(input, input_layout)
     shape = (multiplier.shape[0], levels.shape[-1])
     weight = decompress(BlockSparse(values, columns, row_pointers), shape)
-    output = requantize(accumulate(levels, weight), offsets, multiplier, addend, table, low, high, dtype)
+    numbers = Requantization(offsets, multiplier, addend, table, low, high, dtype)
+    output = requantize(accumulate(levels, weight), numbers)
     return pack(output) if output_layout == PACKED else output

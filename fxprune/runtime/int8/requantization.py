@@ -73,22 +73,14 @@ def tabulate(activation: Callable[[Tensor], Tensor], source: Affine, target: Aff
     return target.quantize(activation(source.dequantize(torch.arange(LEVELS + 1, dtype=torch.uint8))))
 
 
-def requantize(
-    accumulators: Tensor,
-    offsets: Tensor,
-    multiplier: Tensor,
-    addend: Tensor,
-    table: Tensor | None,
-    low: float,
-    high: float,
-    dtype: torch.dtype,
-) -> Tensor:
+def requantize(accumulators: Tensor, numbers: Requantization) -> Tensor:
     """Do what `Requantization` says with int32 accumulators […, N]; bounds of levels are levels, whatever is given."""
-    if dtype == torch.uint8:
+    low, high = numbers.low, numbers.high
+    if numbers.dtype == torch.uint8:
         low, high = max(low, 0.0), min(high, float(LEVELS))
-    values = (accumulators + offsets).float() * multiplier + addend
+    values = (accumulators + numbers.offsets).float() * numbers.multiplier + numbers.addend
     clamped = values.clamp(low, high)
-    if dtype == torch.float32:
+    if numbers.dtype == torch.float32:
         return clamped
     levels = clamped.round().to(torch.uint8)
-    return levels if table is None else table[levels.int()]
+    return levels if numbers.table is None else numbers.table[levels.int()]

@@ -202,7 +202,7 @@ def least_macs(result: Result, *, statistical: bool) -> float:
     """Return the MACs with one class left in every orbit that may be cut."""
     eligible = eligible_orbits(result.traced, result.orbits, Constraints(allow_statistical=statistical))
     by_width = CostModel(result.traced, result.orbits).by_width("macs", eligible)
-    return by_width(torch.ones(len(eligible), dtype=torch.float64))
+    return float(by_width(torch.ones(len(eligible), dtype=torch.float64)))
 
 
 def describe_memory(memory: PeakMemory, model: nn.Module) -> dict[str, float]:

@@ -77,7 +77,7 @@ class Search:
     `measure` is the cost as a function of the widths that the orbits keep, float64 [orbits].
     """
 
-    def __init__(self, steps: Steps, orbits: Sequence[Orbit], measure: Callable[[Tensor], float]) -> None:
+    def __init__(self, steps: Steps, orbits: Sequence[Orbit], measure: Callable[[Tensor], Tensor]) -> None:
         self.steps = steps
         self.measure = measure
         self.widths = torch.tensor([orbit.width for orbit in orbits], dtype=torch.float64)
@@ -90,7 +90,7 @@ class Search:
 
     def cost_of(self, count: int) -> float:
         """Return the cost after the first `count` steps."""
-        return self.measure(self.after(count))
+        return float(self.measure(self.after(count)))
 
     def meet(self, amount: float) -> list[int]:
         """Return the steps to take for the largest cost within `amount`."""
@@ -117,7 +117,7 @@ class Search:
                 continue
             narrower = widths.clone()
             narrower[self.steps.orbit[i]] -= self.sizes[i]
-            found = self.measure(narrower)
+            found = float(self.measure(narrower))
             if found > amount:
                 taken, widths = [*taken, i], narrower
                 continue

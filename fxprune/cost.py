@@ -66,7 +66,7 @@ class _Products:
         sizes = torch.cat([sizes, sizes.new_ones(1)])
         return self.coefficients.to(sizes.device) * sizes[self.factors].prod(1)
 
-    def by_width(self, orbits: Sequence[Orbit], count: int) -> Callable[[Tensor], float]:
+    def by_width(self, orbits: Sequence[Orbit], count: int) -> Callable[[Tensor], Tensor]:
         """Return the sum as a function of the kept widths of `orbits`, float64 [orbits], all else being kept.
 
         The classes of an orbit occur equally often in every label, so that its width says all.
@@ -79,7 +79,7 @@ class _Products:
         table.view(-1).index_add_(0, places, torch.ones(len(places), dtype=torch.float64))
         rest = table[:, -1]
         per_class = table[:, :-1] / torch.tensor([orbit.width for orbit in orbits], dtype=torch.float64)
-        return lambda widths: float(self._multiply(rest + per_class @ widths).sum())
+        return lambda widths: self._multiply(rest + per_class @ widths).sum()
 
 
 class CostModel:
@@ -112,8 +112,11 @@ class CostModel:
         """Number of parameters (float64 scalar) for keep-masks or probabilities float64 [classes]."""
         return self._parameters.each(keep).sum()
 
-    def by_width(self, what: str, orbits: Sequence[Orbit]) -> Callable[[Tensor], float]:
-        """Return "macs" or "parameters" as a function of the kept widths of `orbits`, float64 [orbits]."""
+    def by_width(self, what: str, orbits: Sequence[Orbit]) -> Callable[[Tensor], Tensor]:
+        """Return "macs" or "parameters" (float64 scalar) as a function of the kept widths of `orbits`.
+
+        The function takes float64 [orbits], expected widths as well as counted ones, and is differentiable.
+        """
         products = self._macs if what == "macs" else self._parameters
         return products.by_width(orbits, self.orbits.labelling.partition.count)
 

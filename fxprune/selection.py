@@ -20,7 +20,7 @@ from fxprune.budget import Search, order_steps
 from fxprune.cost import CostModel
 from fxprune.errors import SpecError, TargetError, nearest
 from fxprune.labels.orbits import Orbit, Orbits
-from fxprune.runtime.masks import MASKS
+from fxprune.runtime.masks import MASKS, is_mask
 from fxprune.runtime.weight_masks import kind_of, plain_name
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "read_limit",
     "read_patterns",
     "read_ratio",
+    "unreachable",
 ]
 
 
@@ -144,8 +145,8 @@ def match_layers(patterns: Iterable[str], module: fx.GraphModule) -> set[str]:
 
     Raises `SpecError` for a pattern that matches nothing, with the nearest name.
     """
-    layers = {n: kind_of(part) for n, part in module.named_modules() if n and n != MASKS}
-    names = {plain_name(name) for name, _ in module.named_parameters()}
+    layers = {n: kind_of(part) for n, part in module.named_modules() if n and n != MASKS and not is_mask(n)}
+    names = {plain_name(name) for name, _ in module.named_parameters() if not is_mask(name)}
     parameters = names | {name.rpartition(".")[0] for name in names}
     matched: set[str] = set()
     for pattern in patterns:
@@ -218,7 +219,7 @@ def choose(
     amount = read_amount(wanted, what, whole)
     search = Search(steps, eligible, costs.by_width(what, eligible))
     if search.cost_of(len(steps)) > amount * (1 + 1e-12):
-        raise TargetError(_unreachable(what, wanted, search, whole, orbits, eligible))
+        raise TargetError(unreachable(what, wanted, search, whole, orbits, eligible))
     keep[steps.removed_by(search.meet(amount))] = 0
     return keep
 
@@ -283,9 +284,10 @@ def _ratio_of_orbits(
     return ratios
 
 
-def _unreachable(
+def unreachable(
     what: str, wanted: float | str, search: Search, whole: float, orbits: Orbits, eligible: Sequence[Orbit]
 ) -> str:
+    """Say why a target cannot be reached: the least cost there is, and what holds the rest."""
     least = search.cost_of(len(search.steps))
     held: Counter[str] = Counter()
     for pinned in orbits.pinned:

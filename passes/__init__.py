@@ -9,6 +9,7 @@ from passes.channel_selection import ChannelSelection
 from passes.channel_surgery import ChannelSurgery
 from passes.conv1x1_to_linear import Conv1x1ToLinear
 from passes.dead_code_elimination import DeadCodeElimination
+from passes.gate_hardening import GateHardening
 from passes.mask_insertion import MaskInsertion
 from passes.orbit_detection import OrbitDetection
 from passes.plan_application import PlanApplication
@@ -25,6 +26,7 @@ __all__ = [
     "ChannelSurgery",
     "Conv1x1ToLinear",
     "DeadCodeElimination",
+    "GateHardening",
     "MaskInsertion",
     "OrbitDetection",
     "PlanApplication",
@@ -38,6 +40,7 @@ PASSES: tuple[type[Pass], ...] = (
     ShapePropagation,
     OrbitDetection,
     MaskInsertion,
+    GateHardening,
     ChannelSelection,
     PlanApplication,
     ChannelSurgery,

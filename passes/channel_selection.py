@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.errors import UsageError
+from fxprune.gating.insertion import refuse_gates
 from fxprune.graph.passes import Pass
 from fxprune.importance import Criterion, Evidence, score_orbits
 from fxprune.labels.detection import find_orbits
@@ -53,6 +54,7 @@ class ChannelSelection(Pass):
         constraints = Constraints(
             self.round_to, self.min_width, self.max_ratio, self.include, self.exclude, self.allow_statistical
         )
+        refuse_gates(module, self.name)
         if not has_masks(module):
             raise UsageError("the graph has no masks to select in; run mask-insertion before channel-selection")
         if self.evidence is not None:

@@ -13,7 +13,7 @@ from fxprune.labels.detection import find_orbits
 from fxprune.narrowing.kept import Kept, kept_classes
 from fxprune.narrowing.tensors import cut_tensors
 from fxprune.narrowing.walk import narrow_nodes
-from fxprune.runtime.masks import MASKS, has_masks, is_mask, mask_channels
+from fxprune.runtime.masks import MASKS, has_masks, mask_channels, reads_mask
 
 __all__ = ["ChannelSurgery"]
 
@@ -29,6 +29,8 @@ class ChannelSurgery(Pass):
     1. Every parameter and buffer keeps the positions of the classes that stay.
     2. Attributes of leaf modules (groups, num_features …) and literal sizes are re-derived.
     3. Every value's shape is checked against the labels' prediction.
+
+    Of gates it cuts what they zero in evaluation.
     """
 
     name: ClassVar[str] = "channel-surgery"
@@ -51,7 +53,7 @@ def _remove_masks(module: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
     for node in list(module.graph.nodes):
-        if node.op == "get_attr" and is_mask(str(node.target)):
+        if reads_mask(node):
             module.graph.erase_node(node)
     delattr(module, MASKS)
     keep_attention(module, None)

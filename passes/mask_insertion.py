@@ -10,15 +10,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from fxprune.errors import UsageError
+from fxprune.errors import SpecError, UsageError
+from fxprune.gating.insertion import LOGITS, GateOptions, insert_gates
 from fxprune.graph.passes import Pass
 from fxprune.labels.attention import POLICIES, attention_of, check_attention, keep_attention
 from fxprune.labels.detection import find_orbits
 from fxprune.labels.flow import Labelled
 from fxprune.labels.orbits import Orbit, Orbits
-from fxprune.runtime.masks import MASKS, ChannelMasks, has_masks, mask_channels
+from fxprune.runtime.masks import MASKS, ChannelMasks, gates_of, has_masks, mask_channels
+from fxprune.selection import Constraints, eligible_orbits
 
-__all__ = ["MaskInsertion"]
+__all__ = ["KINDS", "MaskInsertion"]
+
+KINDS = ("mask", "gate")
+"""Masks of ones that others write into, or gates that learn what to keep."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +40,48 @@ class MaskInsertion(Pass):
 
     `attention` says what leaves attention: "dimensions", the same of every head, or "heads", whole heads. The masked
     graph keeps it, so that every later pass finds the same orbits.
+
+    With `kind` "gate" masks learn (§3): `%orbit_0 = channel_masks.orbit_0 PredictedGate(…)(%conv1)` looks at the
+    convolution of the orbit with the largest kernel and samples the mask. `block`, `logits`, `initial`, `temperature`
+    and `momentum` are those of `fxprune.gating.insertion.GateOptions`; `include`, `exclude` and `allow_statistical` say
+    which orbits, as in `channel-selection`. The others keep plain masks.
     """
 
     name: ClassVar[str] = "mask-insertion"
 
     attention: str = POLICIES[0]
+    kind: str = KINDS[0]
+    block: int = 1
+    logits: str = LOGITS[0]
+    initial: float = 3.0
+    temperature: float = 0.5
+    momentum: float = 0.9
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    allow_statistical: bool = False
 
     def __post_init__(self) -> None:
         check_attention(self.attention)
+        if self.kind not in KINDS:
+            raise SpecError(f"unknown kind of masks '{self.kind}'; known kinds: {', '.join(KINDS)}")
+        self._options()
 
     def rewrite(self, module: fx.GraphModule) -> bool:
-        """Insert masks; a graph that has them is left alone, unless they are for another policy, which is an error."""
+        """Insert masks, and make them gates where those are wanted; what is there already is left alone.
+
+        Raises `UsageError` for masks that are there for another policy.
+        """
+        inserted = self._insert_masks(module)
+        if self.kind != "gate" or gates_of(module):
+            return inserted
+        constraints = Constraints(include=self.include, exclude=self.exclude, allow_statistical=self.allow_statistical)
+        chosen = eligible_orbits(module, find_orbits(module), constraints)
+        return insert_gates(module, chosen, self._options()) or inserted
+
+    def _options(self) -> GateOptions:
+        return GateOptions(self.block, self.logits, self.initial, self.temperature, self.momentum)
+
+    def _insert_masks(self, module: fx.GraphModule) -> bool:
         if has_masks(module):
             attention_of(module, self.attention)
             return False

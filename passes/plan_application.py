@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import fx
 
 from fxprune.errors import UsageError
+from fxprune.gating.insertion import refuse_gates
 from fxprune.graph.passes import Pass
 from fxprune.plan import Plan, load_plan, write_masks
 from fxprune.runtime.masks import has_masks
@@ -29,6 +30,7 @@ class PlanApplication(Pass):
 
     def rewrite(self, module: fx.GraphModule) -> bool:
         """Write the masks."""
+        refuse_gates(module, self.name)
         if not has_masks(module):
             raise UsageError(
                 "the graph has no masks to write a plan into; run mask-insertion before plan-application; where that "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fxprune.api.bench import bench
 from fxprune.api.channels import prune
+from fxprune.api.learning import Learned, learn_channels
 from fxprune.api.lowering import lower
 from fxprune.api.replay import apply_plan, load, run_passes, save
 from fxprune.api.results import Result
@@ -11,10 +12,12 @@ from fxprune.api.training import apply_checkpoint, learn_thresholds, sparsify_gr
 from fxprune.api.weights import sparsify
 
 __all__ = [
+    "Learned",
     "Result",
     "apply_checkpoint",
     "apply_plan",
     "bench",
+    "learn_channels",
     "learn_thresholds",
     "load",
     "lower",

@@ -108,16 +108,28 @@ class Source:
         return replace(before, weights=weights, spec=spec, seed=own.seed, versions=own.versions)
 
 
-def rewrite(source: Source, passes: Iterable[Pass], choice: Pass | None, observers: Iterable[Observer]) -> Result:
-    """Trace a model and run passes on it; `choice` is the one that writes the channel masks, where there is one.
+def rewrite(
+    source: Source,
+    passes: Iterable[Pass],
+    choice: Pass | None,
+    observers: Iterable[Observer],
+    start: fx.GraphModule | None = None,
+) -> Result:
+    """Trace a model and run passes on it.
 
-    The plan's orbits are read from the masked graph after `choice`, its weights from the graph at the end.
+    Args:
+        source: the model.
+        passes: to run.
+        choice: the one that writes the channel masks, where there is one: the plan's orbits are read from the masked
+            graph after it, the plan's weights from the graph at the end.
+        observers: called after every pass.
+        start: the graph to run them on, where other passes and training came before; by default the traced one.
     """
     traced, watching = trace_graph(source.model, source.inputs, source.frontend), tuple(observers)
     if watching:
         propagate_shapes(traced)  # or the first change that they see would be the shapes
     module, chosen = traced, None
-    for step, module, _ in Pipeline(tuple(passes), watching).steps(traced):
+    for step, module, _ in Pipeline(tuple(passes), watching).steps(traced if start is None else start):
         if step is choice:
             orbits = find_orbits(module)
             chosen, kept = read_plan(module, orbits), kept_classes(module, orbits)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from fxprune.runtime.gates import Gate
 from fxprune.runtime.int8.layer import Int8Layer
 from fxprune.runtime.int8.linear import BlockSparseInt8Linear, Int8Linear, traits
 from fxprune.runtime.masks import is_mask
@@ -96,7 +97,7 @@ def _leaf(leaf: torch.nn.Module) -> str:
     kind = kind_of(leaf)
     if isinstance(leaf, (Int8Linear, BlockSparseInt8Linear)):
         return f"{kind}({leaf.in_features}→{leaf.out_features}, {traits(leaf)})"
-    if isinstance(leaf, Int8Layer):
+    if isinstance(leaf, (Int8Layer, Gate)):
         return f"{kind}({leaf.extra_repr()})"
     for source, target in (("in_channels", "out_channels"), ("in_features", "out_features")):
         if hasattr(leaf, source):

@@ -20,7 +20,7 @@ from fxprune.labels.orbits import Member, Orbit, Orbits
 from fxprune.labels.partition import Partition
 from fxprune.labels.places import Places, distinct
 from fxprune.labels.propagation import Labelling
-from fxprune.runtime.masks import MASKS, has_masks, is_mask, mask_channels
+from fxprune.runtime.masks import MASKS, has_masks, is_mask, mask_channels, mask_values, reads_mask
 
 __all__ = ["find_orbits", "unmasked"]
 
@@ -64,10 +64,14 @@ def _state(module: fx.GraphModule) -> list[Any]:
     nodes = [
         (n.name, n.op, n.target, fx.node.map_arg(n.args, name_of), fx.node.map_arg(n.kwargs, name_of))
         for n in module.graph.nodes
-        if n.target is not mask_channels and not (n.op == "get_attr" and is_mask(str(n.target)))
+        if n.target is not mask_channels and not reads_mask(n)
     ]
     inputs = [shapes_of(n.meta.get("val")) for n in module.graph.nodes if n.op == "placeholder"]
-    parts = [(name, part.training, _tensors(part)) for name, part in module.named_modules() if name != MASKS]
+    parts = [
+        (name, part.training, _tensors(part))
+        for name, part in module.named_modules()
+        if name != MASKS and not is_mask(name)
+    ]
     return [nodes, inputs, parts]
 
 
@@ -105,7 +109,7 @@ def _masks_at(module: fx.GraphModule, node: fx.Node, orbits: Orbits) -> Iterator
     value = orbits.labelling.values[unmasked(source).name]
     classes = orbits.labelling.partition.of_slot[value.labels[dim]]
     names = [str(mask.target) for mask in masks]
-    widths = [module.get_buffer(name).numel() for name in names]
+    widths = [mask_values(module, name).numel() for name in names]
     if table:
         joined = torch.full((sum(widths) + 1,), -1)
         joined[module.get_buffer(str(table[0].target)).cpu()] = classes

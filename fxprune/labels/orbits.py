@@ -55,7 +55,7 @@ class Orbit:
         producers: nodes that make these channels.
         absorbers: nodes that sum over them; a mask stands before each.
         statistical: why removal is only approximate, None where it is exact.
-        mask: name of the buffer that masks this orbit, None where the graph has no mask for it.
+        mask: name of the buffer or gate that masks this orbit, None where the graph has no mask for it.
     """
 
     name: str

@@ -22,7 +22,7 @@ from fxprune.labels.literals import KEEPS_INPUT, can_rederive, operator_of
 from fxprune.labels.partition import Partition, partition
 from fxprune.labels.rules import FAMILIES, find_rule, operator_name
 from fxprune.labels.zeros import joins, keeps_zeros
-from fxprune.runtime.masks import is_mask, mask_channels
+from fxprune.runtime.masks import is_mask, mask_channels, reads_mask
 from fxprune.runtime.modes import by_mode
 from fxprune.runtime.opaque import OpaqueFunction
 from fxprune.runtime.weight_masks import is_weight_mask, plain_name
@@ -244,8 +244,8 @@ class _LabelInterpreter(MetaInterpreter):
         self.traced = module
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.op == "get_attr" and is_mask(str(n.target)):
-            return super(MetaInterpreter, self).run_node(n)
+        if reads_mask(n):
+            return None
         if n.target is mask_channels:
             value = self.env[n.args[0]]  # type: ignore[index]
             self.visit(n, value)
@@ -258,10 +258,11 @@ class _LabelInterpreter(MetaInterpreter):
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
     """Yield every floating parameter, floating buffer and weight mask once, under its first name.
 
-    A parametrised weight goes by its plain name. Channel masks are none of the model's.
+    A parametrised weight goes by its plain name. Channel masks and gates are none of the model's.
     """
     for name, parameter in module.named_parameters():
-        yield plain_name(name), parameter, True
+        if not is_mask(name):
+            yield plain_name(name), parameter, True
     for name, buffer in module.named_buffers():
         if (buffer.is_floating_point() or is_weight_mask(name)) and not is_mask(name):
             yield name, buffer, False

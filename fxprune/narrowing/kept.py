@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import PlanError
 from fxprune.labels.flow import Label, Labelled, TensorSlots
 from fxprune.labels.orbits import Orbits
+from fxprune.runtime.masks import mask_values
 
 __all__ = ["Kept", "kept_classes"]
 
@@ -24,7 +25,7 @@ def kept_classes(module: fx.GraphModule, orbits: Orbits) -> Tensor:
     for orbit in orbits:
         if orbit.mask is None:
             continue
-        mask = module.get_buffer(orbit.mask).cpu() != 0
+        mask = mask_values(module, orbit.mask).cpu() != 0
         if not mask.any():
             raise PlanError(
                 f"the mask of {orbit.name} removes all {orbit.width} channels of {', '.join(orbit.layers)}; "

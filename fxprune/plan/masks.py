@@ -14,6 +14,7 @@ from fxprune.labels.detection import find_orbits
 from fxprune.labels.orbits import Orbit, Orbits
 from fxprune.plan.plan import Plan
 from fxprune.plan.records import PlannedOrbit, PlannedWeight
+from fxprune.runtime.masks import mask_values
 from fxprune.sparsity.layers import find_layers, mask_of
 from fxprune.sparsity.masks import mask_layers
 
@@ -36,7 +37,7 @@ def read_plan(module: fx.GraphModule, orbits: Orbits | None = None, **how: Any) 
     rows = []
     for orbit in orbits:
         if orbit.mask is not None:
-            kept = module.get_buffer(orbit.mask).nonzero().squeeze(1).tolist()
+            kept = mask_values(module, orbit.mask).nonzero().squeeze(1).tolist()
             rows.append(PlannedOrbit(orbit.name, orbit.width, tuple(kept), places_of(orbit)))
     return Plan(tuple(rows), attention=attention_of(module), **how)
 

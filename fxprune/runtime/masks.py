@@ -1,7 +1,8 @@
 """Channel masks: what a masked graph holds for every orbit, and the operator that applies them.
 
 A mask is a float buffer [width] of zeros and ones in the submodule `channel_masks`; it moves, converts and saves with
-the model. One `mask_channels` node stands before every operator that absorbs channels.
+the model. While importance is learned a `Gate` stands in its place, under the same name. One `mask_channels` node
+stands before every operator that absorbs channels.
 """
 
 from __future__ import annotations
@@ -11,23 +12,42 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["MASKS", "ChannelMasks", "has_masks", "is_mask", "mask_channels"]
+from fxprune.runtime.gates import Gate
+
+__all__ = ["MASKS", "ChannelMasks", "gates_of", "has_masks", "is_mask", "mask_channels", "mask_values", "reads_mask"]
 
 MASKS = "channel_masks"
 """Name of the submodule that holds the masks of a graph."""
 
 
 class ChannelMasks(nn.Module):
-    """Holds one buffer per orbit, named after it, and the index tables of the places where orbits mix."""
+    """Holds one buffer or gate per orbit, named after it, and the index tables of the places where orbits mix."""
 
 
 def is_mask(target: str) -> bool:
-    """Whether an attribute path names a mask or its index table.
+    """Whether an attribute path names a mask, something of a gate, or an index table.
 
     >>> is_mask("channel_masks.orbit_0"), is_mask("layer1.masks.0")
     (True, False)
     """
     return target.startswith(f"{MASKS}.")
+
+
+def reads_mask(node: fx.Node) -> bool:
+    """Whether a node's value is a mask, sampled or not, or an index table."""
+    return node.op in ("get_attr", "call_module") and is_mask(str(node.target))
+
+
+def gates_of(module: nn.Module) -> dict[str, Gate]:
+    """Return the gates of a graph by the names of the masks that they stand for."""
+    return {name: part for name, part in module.named_modules() if isinstance(part, Gate)}
+
+
+def mask_values(module: nn.Module, name: str) -> Tensor:
+    """Return the zeros and ones [width] of a mask; of a gate those of evaluation."""
+    owner, _, attribute = name.rpartition(".")
+    found = getattr(module.get_submodule(owner), attribute)
+    return found.mask() if isinstance(found, Gate) else found
 
 
 def has_masks(module: fx.GraphModule) -> bool:

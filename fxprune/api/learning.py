@@ -1,0 +1,158 @@
+"""Learn which channels matter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from fxprune.api.results import Result, Source, rewrite
+from fxprune.errors import SpecError, nearest
+from fxprune.gating.gates import Gates
+from fxprune.gating.trail import GateTrail
+from fxprune.graph.inputs import ExampleInputs, Inputs
+from fxprune.graph.passes import Observer
+from fxprune.selection import read_amount, read_patterns
+from fxprune.training.history import History
+from fxprune.training.learned_channels import LearnedChannels, frozen_batchnorm
+from fxprune.training.loop import train
+from fxprune.training.objectives import Loss, Measure
+from fxprune.training.options import Training
+from passes import ChannelSurgery, GateHardening, MaskInsertion
+
+__all__ = ["CUTS", "Learned", "learn_channels"]
+
+CUTS = ("target", "probability")
+"""Where gates are cut: so that the target is met, or at a probability of 0.5 as in the paper."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What `learn_channels` gives back.
+
+    Attributes:
+        result: the model without the channels that the gates gave up, with the weights that it learned beside them.
+        history: of the training.
+        trail: what the gates said meanwhile.
+    """
+
+    result: Result
+    history: History
+    trail: GateTrail
+
+
+def learn_channels(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    batches: Iterable[Any],
+    loss: Loss,
+    training: Training,
+    *,
+    macs: float | str,
+    block: int = 1,
+    logits: str = "predicted",
+    cut: str = CUTS[0],
+    cost_weight: float = 1.0,
+    entropy_weight: float = 0.1,
+    gate_rate: float = 1.0,
+    freeze_batchnorm: bool = True,
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    allow_statistical: bool = False,
+    attention: str = "dimensions",
+    validation: Iterable[Any] | None = None,
+    measure: Measure | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    frontend: str = "auto",
+    observers: Iterable[Observer] = (),
+) -> Learned:
+    """Train a copy of a model with a gate on every channel, and cut the channels that the gates give up (ACPLI).
+
+    Paper 001. Gates and weights train together on the task's loss, the expected cost above the target and the entropy
+    of the gates; the result is meant to be fine-tuned, best by `fxprune.training.distill`.
+
+    Args:
+        model: any floating-point module; it is not changed.
+        example_inputs: as in `prune`.
+        batches: training data, as in `fxprune.training.train`.
+        loss: (module, batch) → scalar, likewise; of any task.
+        training: how to train. The paper has Adam with a learning rate of 1e-4 and batches of 16, for 1 to 10 epochs.
+            The last weights are kept and all epochs are run, whatever it says of that.
+        macs: multiply-accumulates to leave: a share ("50%", 0.5) or a count (2e9).
+        block: channels that are gated together, as 32; the best block of every orbit stays.
+        logits: "predicted" from feature maps, or "trained" as parameters of their own.
+        cut: "target" removes the least probable channels until the target is met, "probability" those below 0.5,
+            wherever that leads.
+        cost_weight: of the cost above the target, in the loss.
+        entropy_weight: of the entropy of the gates, in the loss.
+        gate_rate: learning rate of the gates over that of the weights.
+        freeze_batchnorm: keep batch norms as they are meanwhile.
+        include: layers whose output channels get gates, by name, glob or type; all by default.
+        exclude: layers whose output channels get none.
+        allow_statistical: also gate channels that share statistics (layer norm), where the cut is approximate.
+        attention: what may leave attention, as in `prune`.
+        validation: data to measure the model on after every epoch, as its gates would leave it.
+        measure: what to measure.
+        folder: makes the run resumable.
+        frontend: "auto", "symbolic" or "export".
+        observers: called after every pass.
+
+    Raises `TargetError` before any training when the target cannot be reached, and what tracing and training raise.
+    """
+    if cut not in CUTS:
+        raise SpecError(f"unknown cut '{cut}'; {nearest(cut, CUTS)}")
+    masks = MaskInsertion(
+        attention,
+        "gate",
+        block,
+        logits,
+        include=read_patterns(include),
+        exclude=read_patterns(exclude),
+        allow_statistical=allow_statistical,
+    )
+    hardening = GateHardening(macs if cut == "target" else None)
+    steps = (hardening, ChannelSurgery())
+    spec = ",".join(step.record() for step in (masks, *steps))
+    source = Source(model, Inputs.of(example_inputs), frontend, spec, training.seed)
+    gated = rewrite(source, (masks,), None, observers)
+    gates = Gates(gated.module)
+    amount = read_amount(macs, "macs", gates.whole)
+    gates.least_within(amount)  # an unreachable target fails here, before training
+    hook = LearnedChannels(amount, cost_weight, entropy_weight, gate_rate=gate_rate, freeze_batchnorm=freeze_batchnorm)
+    options = replace(training, keep_best=False, tolerance=None)
+    with frozen_batchnorm(gated.module) if freeze_batchnorm else nullcontext():
+        history = train(
+            gated.module, batches, loss, options, validation=validation, measure=measure, hooks=[hook], folder=folder
+        )
+    notes = tuple(_notes(gates, amount, cut))
+    result = rewrite(source, steps, hardening, observers, start=gated.module)
+    return Learned(replace(result, notes=notes), history, hook.trail(gated.module))
+
+
+def _notes(gates: Gates, target: float, cut: str) -> Iterator[str]:
+    """Say where the gates were when training ended, and why, where that is not at the target."""
+    logits = gates.logits().detach()
+    hard, expected = gates.hard_macs(logits), float(gates.expected_macs(logits))
+    _, lowest = gates.least_within(target)
+    undecided = gates.undecided(logits)
+    yield (
+        f"gates that are more probable than not keep {hard / gates.whole:.1%} of the MACs, the target is "
+        f"{target / gates.whole:.1%} ({hard / target - 1:+.1%} off)"
+        + (f"; the target is met by keeping those of a probability of {lowest:.2f} or more" if cut == "target" else "")
+    )
+    if expected > target * _CLOSE:
+        yield (
+            f"the gates had not reached the target when training ended: {expected / gates.whole:.1%} of the MACs were "
+            f"expected; train for longer, or with a larger gate_rate or cost_weight"
+        )
+    if undecided > _MANY:
+        yield f"{undecided:.1%} of the gates had not decided (between 0.1 and 0.9); raise entropy_weight or epochs"
+
+
+_CLOSE = 1.02
+_MANY = 0.1
+"""A target is missed by more than 2 %; gates in doubt are worth a word when they are more than a tenth."""

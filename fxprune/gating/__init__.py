@@ -1,0 +1,1 @@
+"""Gates in a graph: where predictors look, what gates say of channels and cost, what they leave when they harden."""

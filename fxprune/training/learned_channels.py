@@ -1,0 +1,159 @@
+"""Learned channel importance: gates that train with the weights until the network costs what it may (paper 001, §5.1).
+
+module = gated graph (mask-insertion{kind=gate})
+train(module, …, hooks=[LearnedChannels(macs)])          loss + λ_c·a·ReLU(kFPP/target − 1) + λ_e·H
+gate-hardening, channel-surgery
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.errors import SpecError
+from fxprune.gating.gates import Gates
+from fxprune.gating.trail import GateTrail
+from fxprune.training.hooks import Hook, Moment
+
+__all__ = ["LearnedChannels", "frozen_batchnorm"]
+
+_LOOKS = 100
+"""How often in a run the probabilities are kept for the trail."""
+
+
+@dataclass
+class LearnedChannels(Hook):
+    """Trains the gates of a graph towards a cost: what they keep, and that they decide.
+
+    Two penalties join the task's loss at every step. That on the cost is ReLU(kFPP/target − 1); kFPP and MACs have one
+    ratio, so that MACs stand for it. It is annealed: its factor grows from 0 as 1 − exp(−`anneal`·t), for the fraction
+    t of the planned steps, scaled to end at 1. That on the entropy of the gates grows in the same way, since at first
+    nothing is to be decided.
+
+    Train with `keep_best=False` and `tolerance=None`: the loss of a network that loses channels rises.
+
+    Attributes:
+        macs: the target, in multiply-accumulates of one run on the example inputs.
+        cost_weight: λ_c.
+        entropy_weight: λ_e.
+        anneal: how fast the factor grows; 5 reaches a half after 14 % of the steps.
+        gate_rate: learning rate of the gates over that of the weights; they get no weight decay.
+        freeze_batchnorm: keep batch norms in evaluation mode, "quite importantly" (§6.2); `frozen_batchnorm` keeps
+            their scales and shifts, which no hook can.
+    """
+
+    macs: float
+    cost_weight: float = 1.0
+    entropy_weight: float = 0.1
+    anneal: float = 5.0
+    gate_rate: float = 1.0
+    freeze_batchnorm: bool = True
+    _steps: list[int] = field(default_factory=list, init=False, repr=False)
+    _looks: list[Tensor] = field(default_factory=list, init=False, repr=False)
+    _shares: list[float] = field(default_factory=list, init=False, repr=False)
+    _gates: Gates | None = field(default=None, init=False, repr=False)
+
+    name = "learned-channels"
+
+    def __post_init__(self) -> None:
+        for option, sound in (
+            ("macs", self.macs > 0),
+            ("cost_weight", self.cost_weight >= 0),
+            ("entropy_weight", self.entropy_weight >= 0),
+            ("anneal", self.anneal > 0),
+            ("gate_rate", self.gate_rate > 0),
+        ):
+            if not sound:
+                raise SpecError(f"{option}={getattr(self, option)} is out of range; see LearnedChannels")
+
+    def parameter_groups(self, module: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        """Claim what the gates learn with: `gate_rate` times the learning rate, and no weight decay."""
+        gates = self._of(module)
+        parameters = [parameter for _, gate in gates.pairs for parameter in gate.parameters()]
+        return [{"params": parameters, "lr": learning_rate * self.gate_rate, "weight_decay": 0.0}]
+
+    def before_epoch(self, module: nn.Module, moment: Moment) -> None:
+        """Freeze the statistics of batch norms, which `module.train()` has thawed."""
+        if moment.step == 0:
+            self._look(module, moment)
+        if self.freeze_batchnorm:
+            for part in _batch_norms(module):
+                part.eval()
+
+    def penalty(self, module: nn.Module, moment: Moment) -> Tensor:
+        """Return what the expected cost above the target and the entropy of the gates add to the loss."""
+        gates = self._of(module)
+        logits = gates.logits()
+        excess = (gates.expected_macs(logits) / self.macs - 1).relu()
+        factor = math.expm1(-self.anneal * moment.fraction) / math.expm1(-self.anneal)
+        total = factor * (self.cost_weight * excess + self.entropy_weight * gates.entropy(logits))
+        return total.to(next(module.parameters()).device)
+
+    def after_step(self, module: nn.Module, moment: Moment) -> None:
+        """Look at the gates now and then."""
+        if moment.step % max(moment.steps // _LOOKS, 1) == 0:
+            self._look(module, moment)
+
+    def columns(self, module: nn.Module, moment: Moment) -> Mapping[str, float]:  # noqa: ARG002
+        """Return the expected share of the MACs, that of the network in evaluation, and the undecided gates'."""
+        gates = self._of(module)
+        logits = gates.logits().detach()
+        return {
+            "expected_macs": float(gates.expected_macs(logits)) / gates.whole,
+            "hard_macs": gates.hard_macs(logits) / gates.whole,
+            "undecided": gates.undecided(logits),
+        }
+
+    def trail(self, module: nn.Module) -> GateTrail:
+        """Return what the gates of a module said in training."""
+        gates = self._of(module)
+        parts = gates.by_orbit(torch.stack(self._looks)) if self._looks else ()
+        names = [orbit.name for orbit, _ in gates.pairs]
+        return GateTrail(tuple(self._steps), dict(zip(names, parts, strict=False)), tuple(self._shares))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the gates have said so far; their logits are in the module."""
+        return {"steps": self._steps, "looks": self._looks, "shares": self._shares}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._steps, self._looks = list(state["steps"]), list(state["looks"])
+        self._shares = list(state["shares"])
+
+    def _of(self, module: nn.Module) -> Gates:
+        """Return the gates of the module in training; what is coupled there does not change in a run."""
+        if self._gates is None:
+            if not isinstance(module, fx.GraphModule):
+                raise SpecError("learned-channels trains a graph with gates; run mask-insertion{kind=gate} on it first")
+            self._gates = Gates(module)
+        return self._gates
+
+    def _look(self, module: nn.Module, moment: Moment) -> None:
+        gates = self._of(module)
+        logits = gates.logits().detach()
+        self._steps.append(moment.step)
+        self._looks.append(logits.sigmoid().float())
+        self._shares.append(float(gates.expected_macs(logits)) / gates.whole)
+
+
+def _batch_norms(module: nn.Module) -> Iterator[nn.Module]:
+    return (part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
+
+
+@contextmanager
+def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
+    """Keep the scales and shifts of batch norms from being trained inside the block."""
+    ours = [parameter for part in _batch_norms(module) for parameter in part.parameters() if parameter.requires_grad]
+    for parameter in ours:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in ours:
+            parameter.requires_grad_(True)

@@ -11,11 +11,12 @@ from typing import Any
 from torch import nn
 
 from fxprune.api.results import Result, Source, rewrite
-from fxprune.errors import SpecError, nearest
+from fxprune.errors import InputError, SpecError, nearest
 from fxprune.gating.gates import Gates
 from fxprune.gating.trail import GateTrail
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Observer
+from fxprune.runtime.masks import gates_of
 from fxprune.selection import read_amount, read_patterns
 from fxprune.training.history import History
 from fxprune.training.learned_channels import LearnedChannels, frozen_batchnorm
@@ -56,9 +57,9 @@ def learn_channels(
     block: int = 1,
     logits: str = "predicted",
     cut: str = CUTS[0],
-    cost_weight: float = 1.0,
+    cost_weight: float = 10.0,
     entropy_weight: float = 0.1,
-    gate_rate: float = 1.0,
+    gate_rate: float = 10.0,
     freeze_batchnorm: bool = True,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
@@ -119,6 +120,10 @@ def learn_channels(
     spec = ",".join(step.record() for step in (masks, *steps))
     source = Source(model, Inputs.of(example_inputs), frontend, spec, training.seed)
     gated = rewrite(source, (masks,), None, observers)
+    if not gates_of(gated.module):
+        raise InputError(
+            f"no orbit that may lose channels has more than one block of {block}; give a smaller block, or other layers"
+        )
     gates = Gates(gated.module)
     amount = read_amount(macs, "macs", gates.whole)
     gates.least_within(amount)  # an unreachable target fails here, before training

@@ -57,6 +57,10 @@ class GradualSparsity(Hook):
         # An unreachable target fails here, before training.
         sparsifier.masks(module, self.graph.layers, self.graph.whole, 0.0)
 
+    def settings(self) -> dict[str, Any]:
+        """Return the way and the interval; a schedule that is a function is not told from another."""
+        return {name: getattr(self, name) for name in ("start", "end", "interval")}
+
     def after_step(self, module: nn.Module, moment: Moment) -> None:  # noqa: ARG002
         """Let the masks grow to what the schedule asks for now."""
         way = (moment.fraction - self.start) / (self.end - self.start)

@@ -48,6 +48,10 @@ class Hook:
 
     name = "hook"
 
+    def settings(self) -> dict[str, Any]:
+        """Return what must be the same when a run is resumed, as JSON values; a run with others is refused."""
+        return {}
+
     def parameter_groups(self, module: nn.Module, learning_rate: float) -> list[dict[str, Any]]:  # noqa: ARG002
         """Return the parameter groups that this hook claims: they leave the main group.
 

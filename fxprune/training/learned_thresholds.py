@@ -13,7 +13,7 @@ import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,10 @@ class LearnedThresholds(Hook):
             if not sound:
                 raise SpecError(f"{option}={getattr(self, option)} is out of range; see LearnedThresholds")
         self.trace = Trace(Path(self.folder), uuid.uuid4().hex)
+
+    def settings(self) -> dict[str, Any]:
+        """Return all options but the folder."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.init and one.name != "folder"}
 
     def parameter_groups(self, module: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         """Claim the thresholds: `threshold_rate` times the learning rate, and no weight decay."""

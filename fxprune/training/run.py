@@ -58,6 +58,7 @@ class Run:
         return {
             **self.options.to_dict(),
             "hooks": [hook.name for hook in self.hooks],
+            **{f"{name} of {hook.name}": value for hook in self.hooks for name, value in hook.settings().items()},
             "steps of an epoch": self.length,
             "processes": self.accelerator.num_processes,
             "validation": self.validation is not None,

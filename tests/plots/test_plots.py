@@ -11,8 +11,10 @@ import torch
 
 from fxprune import plots
 from fxprune.errors import ArtifactError, FxpruneError, InputError, SpecError, UsageError
+from fxprune.gating.trail import GateTrail
 from fxprune.insights.profile import LayerProfile, SparsityProfile
 from fxprune.insights.sensitivity import LayerSensitivity, Sensitivity
+from tests.plots.samples import TRAIL, WIDTHS
 
 figures = pytest.importorskip("matplotlib.figure")
 
@@ -49,14 +51,17 @@ DRAWN: dict[str, Any] = {
     "sensitivity": lambda target: plots.plot_sensitivity(FOUND, target),
     "trace": lambda target: plots.plot_trace(TRACES, target),
     "pruned weights": lambda target: plots.plot_pruned_weights(WEIGHTS, PRUNED, target, threshold=0.01),
+    "widths": lambda target: plots.plot_widths(WIDTHS, target),
 }
+
+WRITTEN = DRAWN | {"gates": lambda target: plots.plot_gates(TRAIL, target)}
 
 
 def _axes() -> Any:
     return figures.Figure().add_subplot()
 
 
-@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+@pytest.mark.parametrize("draw", WRITTEN.values(), ids=WRITTEN)
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
 def test_files_are_written_without_a_display(
     draw: Any, suffix: str, magic: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -76,7 +81,7 @@ def test_axes_that_are_given_are_drawn_in(draw: Any) -> None:
     assert axes.has_data()
 
 
-@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+@pytest.mark.parametrize("draw", WRITTEN.values(), ids=WRITTEN)
 def test_a_plot_drawn_twice_is_the_same(draw: Any, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         draw(str(tmp_path / name))
@@ -152,6 +157,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, 
         plots.plot_sparsity(PROFILE, tmp_path / "plot.png")
 
 
+UNSEEN, BROKEN = GateTrail((), {}, ()), GateTrail((0,), {"orbit_0": torch.full((1, 2), torch.nan)}, (1.0,))
 NOTHING = Sensitivity("top-1", 76.0, 0.95, "1x4", ())
 
 BAD_INPUT: list[tuple[Any, type[FxpruneError], str]] = [
@@ -164,6 +170,10 @@ BAD_INPUT: list[tuple[Any, type[FxpruneError], str]] = [
     (lambda path: plots.plot_pruned_weights(WEIGHTS, PRUNED[0], path), InputError, r"shapes \(2, 2\) and \(2,\)"),
     (lambda path: plots.plot_pruned_weights(0 * WEIGHTS, 0 * PRUNED, path), InputError, "all zero"),
     (lambda path: plots.plot_pruned_weights(WEIGHTS / 0, PRUNED, path), InputError, "not finite"),
+    (lambda path: plots.plot_widths((), path), InputError, "no layer that makes channels"),
+    (lambda path: plots.plot_gates(UNSEEN, path), InputError, "no steps or no gates"),
+    (lambda path: plots.plot_gates(BROKEN, path), InputError, "probabilities that are not finite"),
+    (lambda path: plots.plot_gates(TRAIL, path.with_suffix(".gif")), SpecError, "cannot draw to"),
 ]
 
 

@@ -1,21 +1,34 @@
-"""Trained models with real images, from the folder that `--data` names.
+"""Trained models with real images, and images to train on, from the folder that `--data` names.
 
 DIR holds `real_data.py`, which gives the models and images, and the files that it reads.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-__all__ = ["BATCH", "Case", "batches", "cifar_case", "imagenet_case", "load_source", "top1"]
+__all__ = [
+    "BATCH",
+    "Case",
+    "augmented",
+    "batches",
+    "cifar_case",
+    "imagenet_case",
+    "load_source",
+    "top1",
+    "training_data",
+]
 
 BATCH = 25
 """Images a batch: more would not fit the caches, fewer would feed a batch norm too few."""
@@ -100,6 +113,30 @@ def batches(case: Case) -> Iterator[tuple[Tensor, Tensor]]:
     images, labels = case.seen
     for i in range(0, len(images), BATCH):
         yield case.normalize(images[i : i + BATCH]), torch.from_numpy(labels[i : i + BATCH])
+
+
+def augmented(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Join images float [3, 32, 32] to a batch, each shifted by up to 4 pixels and mirrored at random."""
+    images, labels = (torch.stack(part) for part in zip(*samples, strict=True))
+    count, channels, height, width = images.shape
+    padded = nn.functional.pad(images, (4, 4, 4, 4))
+    down, right = torch.randint(0, 9, (2, count, 1, 1, 1))
+    rows = down + torch.arange(height).view(1, 1, -1, 1)
+    columns = right + torch.arange(width).view(1, 1, 1, -1)
+    mirrored = torch.rand(count, 1, 1, 1) < 0.5
+    columns = torch.where(mirrored, columns.flip(3), columns)
+    which = torch.arange(count).view(-1, 1, 1, 1), torch.arange(channels).view(1, -1, 1, 1)
+    return padded[which[0], which[1], rows, columns], labels
+
+
+@functools.cache
+def training_data(source: ModuleType, batch_size: int = 128) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Return 20,000 CIFAR-10 training images, augmented, and 1,000 others to validate on."""
+    images, labels = source.cifar10("train")
+    inputs, targets = source.normalize_cifar(images[:20000]), torch.from_numpy(labels[:20000])
+    held = TensorDataset(source.normalize_cifar(images[-1000:]), torch.from_numpy(labels[-1000:]))
+    seen = DataLoader(TensorDataset(inputs, targets), batch_size, shuffle=True, drop_last=True, collate_fn=augmented)
+    return seen, DataLoader(held, 250)
 
 
 @torch.no_grad()

@@ -20,9 +20,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import fxprune
-from benchmarks.cases import Case, cifar_case, load_source
+from benchmarks.cases import Case, cifar_case, load_source, training_data
 from benchmarks.machine import describe_run, publish
-from benchmarks.weight_sparsity import training_data
 from fxprune.plots import plot_pruned_weights
 from fxprune.runtime.thresholds import LearnedThreshold
 from fxprune.runtime.weight_masks import parametrized

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
 import json
 import sys
 import tempfile
@@ -27,11 +26,9 @@ from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
-from benchmarks.cases import Case, batches, cifar_case, imagenet_case, load_source, top1
+from benchmarks.cases import Case, batches, cifar_case, imagenet_case, load_source, top1, training_data
 from benchmarks.machine import describe_run, publish
 from fxprune.training import Training, classification, cross_entropy, train
 
@@ -80,30 +77,6 @@ class Setting:
     seed: int
     mixed_precision: str
     work: Path
-
-
-def augmented(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Join images float [3, 32, 32] to a batch, each shifted by up to 4 pixels and mirrored at random."""
-    images, labels = (torch.stack(part) for part in zip(*samples, strict=True))
-    count, channels, height, width = images.shape
-    padded = nn.functional.pad(images, (4, 4, 4, 4))
-    down, right = torch.randint(0, 9, (2, count, 1, 1, 1))
-    rows = down + torch.arange(height).view(1, 1, -1, 1)
-    columns = right + torch.arange(width).view(1, 1, 1, -1)
-    mirrored = torch.rand(count, 1, 1, 1) < 0.5
-    columns = torch.where(mirrored, columns.flip(3), columns)
-    which = torch.arange(count).view(-1, 1, 1, 1), torch.arange(channels).view(1, -1, 1, 1)
-    return padded[which[0], which[1], rows, columns], labels
-
-
-@functools.cache
-def training_data(source: ModuleType) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Return 20,000 CIFAR-10 training images, augmented, and 1,000 others to validate on."""
-    images, labels = source.cifar10("train")
-    inputs, targets = source.normalize_cifar(images[:20000]), torch.from_numpy(labels[:20000])
-    held = TensorDataset(source.normalize_cifar(images[-1000:]), torch.from_numpy(labels[-1000:]))
-    seen = DataLoader(TensorDataset(inputs, targets), 128, shuffle=True, drop_last=True, collate_fn=augmented)
-    return seen, DataLoader(held, 250)
 
 
 def options(setting: Setting, epochs: int, **more: Any) -> Training:

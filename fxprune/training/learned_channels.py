@@ -40,8 +40,8 @@ class LearnedChannels(Hook):
 
     Attributes:
         macs: the target, in multiply-accumulates of one run on the example inputs.
-        cost_weight: λ_c. The paper does not tell its own; 1 is less than what the task's loss pulls with, and leaves the
-            network above its target.
+        cost_weight: λ_c. The paper does not tell its own; 1 is less than what the task's loss pulls with, and leaves
+            the network above its target.
         entropy_weight: λ_e.
         anneal: how fast the factor grows; 5 reaches a half after 14 % of the steps.
         gate_rate: learning rate of the gates over that of the weights; they get no weight decay. The paper's is 1, for

@@ -60,6 +60,7 @@ def learn_channels(
     cost_weight: float = 10.0,
     entropy_weight: float = 0.1,
     gate_rate: float = 10.0,
+    annealing: str = "target",
     freeze_batchnorm: bool = True,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
@@ -91,6 +92,8 @@ def learn_channels(
         cost_weight: of the cost above the target, in the loss.
         entropy_weight: of the entropy of the gates, in the loss.
         gate_rate: learning rate of the gates over that of the weights.
+        annealing: "target" lets the target come down while training goes on, "weight" the weight of the cost go up, as
+            in the paper.
         freeze_batchnorm: keep batch norms as they are meanwhile.
         include: layers whose output channels get gates, by name, glob or type; all by default.
         exclude: layers whose output channels get none.
@@ -127,7 +130,7 @@ def learn_channels(
     gates = Gates(gated.module)
     amount = read_amount(macs, "macs", gates.whole)
     gates.least_within(amount)  # an unreachable target fails here, before training
-    hook = LearnedChannels(amount, cost_weight, entropy_weight, gate_rate=gate_rate, freeze_batchnorm=freeze_batchnorm)
+    hook = LearnedChannels(amount, cost_weight, entropy_weight, annealing, gate_rate, freeze_batchnorm)
     options = replace(training, keep_best=False, tolerance=None)
     with frozen_batchnorm(gated.module) if freeze_batchnorm else nullcontext():
         history = train(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxprune.cli import bench, looking, lowering, passes, pruning, sensitivity, sparsity
+from fxprune.cli import bench, learning, looking, lowering, passes, pruning, sensitivity, sparsity
 from fxprune.cli.options import commands
 
-__all__ = ["bench", "commands", "looking", "lowering", "passes", "pruning", "sensitivity", "sparsity"]
+__all__ = ["bench", "commands", "learning", "looking", "lowering", "passes", "pruning", "sensitivity", "sparsity"]

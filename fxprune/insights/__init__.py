@@ -1,4 +1,4 @@
-"""Insights: which layers a pruned model lost, and which it could not do without (paper 000, §4.4), and how wide they are."""
+"""Insights: which layers a pruned model lost, which it could not do without, and how wide they are."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ gate-hardening, channel-surgery
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -16,12 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.errors import SpecError
+from fxprune.errors import SpecError, nearest
 from fxprune.gating.gates import Gates
 from fxprune.gating.trail import GateTrail
 from fxprune.training.hooks import Hook, Moment
 
-__all__ = ["LearnedChannels", "frozen_batchnorm"]
+__all__ = ["ANNEALINGS", "LearnedChannels", "frozen_batchnorm"]
+
+ANNEALINGS: dict[str, Callable[[float], float]] = {
+    "target": lambda fraction: min(fraction / 0.7, 1.0),
+    "weight": lambda fraction: math.expm1(-5 * fraction) / math.expm1(-5),
+}
+"""How far annealing has come, from 0 to 1, when a fraction of the planned steps has been taken."""
 
 _LOOKS = 100
 """How often in a run the probabilities are kept for the trail."""
@@ -31,10 +37,14 @@ _LOOKS = 100
 class LearnedChannels(Hook):
     """Trains the gates of a graph towards a cost: what they keep, and that they decide.
 
-    Two penalties join the task's loss at every step. That on the cost is ReLU(kFPP/target − 1); kFPP and MACs have one
-    ratio, so that MACs stand for it. It is annealed: its factor grows from 0 as 1 − exp(−`anneal`·t), for the fraction
-    t of the planned steps, scaled to end at 1. That on the entropy of the gates grows in the same way, since at first
-    nothing is to be decided.
+    Two penalties join the task's loss at every step: ReLU(kFPP/target − 1), where MACs stand for kFPP since both have
+    one ratio, and the mean entropy of the gates. Annealing keeps the network from losing all at once; r goes from 0 to 1:
+
+    * "weight" is the paper's (§5.1): r is a factor on both penalties and approaches 1 exponentially.
+    * "target" has r on the entropy, and the target itself come down from the cost at first: kFPP/goal for a goal of
+      start + r·(target − start), with r linear, 1 after 0.7 of the steps. The network follows closely. In runs of some
+      hundred steps, where gates must move fast, the factor lets them swing below the target, from where those that have
+      decided do not come back.
 
     Train with `keep_best=False` and `tolerance=None`: the loss of a network that loses channels rises.
 
@@ -43,7 +53,7 @@ class LearnedChannels(Hook):
         cost_weight: λ_c. The paper does not tell its own; 1 is less than what the task's loss pulls with, and leaves
             the network above its target.
         entropy_weight: λ_e.
-        anneal: how fast the factor grows; 5 reaches a half after 14 % of the steps.
+        annealing: a name of `ANNEALINGS`, as above.
         gate_rate: learning rate of the gates over that of the weights; they get no weight decay. The paper's is 1, for
             some 80,000 steps; 10 to 30 decide within a few hundred.
         freeze_batchnorm: keep batch norms in evaluation mode, "quite importantly" (§6.2); `frozen_batchnorm` keeps
@@ -53,7 +63,7 @@ class LearnedChannels(Hook):
     macs: float
     cost_weight: float = 10.0
     entropy_weight: float = 0.1
-    anneal: float = 5.0
+    annealing: str = "target"
     gate_rate: float = 10.0
     freeze_batchnorm: bool = True
     _steps: list[int] = field(default_factory=list, init=False, repr=False)
@@ -64,7 +74,9 @@ class LearnedChannels(Hook):
     name = "learned-channels"
 
     def __post_init__(self) -> None:
-        for option in ("macs", "anneal", "gate_rate"):
+        if self.annealing not in ANNEALINGS:
+            raise SpecError(f"unknown annealing '{self.annealing}'; {nearest(self.annealing, ANNEALINGS)}")
+        for option in ("macs", "gate_rate"):
             if not 0 < getattr(self, option) < math.inf:
                 raise SpecError(f"{option} is {getattr(self, option)}; give a number above 0")
         for option in ("cost_weight", "entropy_weight"):
@@ -93,9 +105,13 @@ class LearnedChannels(Hook):
         """Return what the expected cost above the target and the entropy of the gates add to the loss."""
         gates = self._of(module)
         logits = gates.logits()
-        excess = (gates.expected_macs(logits) / self.macs - 1).relu()
-        factor = math.expm1(-self.anneal * moment.fraction) / math.expm1(-self.anneal)
-        total = factor * (self.cost_weight * excess + self.entropy_weight * gates.entropy(logits))
+        reached = ANNEALINGS[self.annealing](moment.fraction)
+        factor, goal = reached, self.macs
+        if self.annealing == "target":
+            start = self._shares[0] * gates.whole
+            factor, goal = 1.0, start + reached * (self.macs - start)
+        excess = (gates.expected_macs(logits) / goal - 1).relu()
+        total = factor * self.cost_weight * excess + reached * self.entropy_weight * gates.entropy(logits)
         return total.to(next(module.parameters()).device)
 
     def after_step(self, module: nn.Module, moment: Moment) -> None:

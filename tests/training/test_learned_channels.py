@@ -20,6 +20,7 @@ from fxprune.gating.gates import Gates
 from fxprune.graph.passes import Pipeline
 from fxprune.runtime.masks import gates_of
 from fxprune.training import LearnedChannels, Moment, Training, classification, cross_entropy, train
+from fxprune.training.learned_channels import ANNEALINGS
 from passes import ChannelSurgery, GateHardening, MaskInsertion
 from tests.laws import EXACT, assert_close
 from tests.training.tasks import Interrupt, assert_same_state
@@ -226,6 +227,7 @@ def _untouchable() -> Any:
         ({"cost_weight": -1.0}, SpecError, r"cost_weight is -1\.0; give a number, 0 or more"),
         ({"gate_rate": 0.0}, SpecError, r"gate_rate is 0\.0; give a number above 0"),
         ({"macs": "150%"}, TargetError, r"macs=150% is more than the model has"),
+        ({"annealing": "linear"}, SpecError, r"unknown annealing 'linear'; known: target, weight"),
         ({"include": "nothing"}, SpecError, r"no layer matches 'nothing'"),
         ({"block": 64}, InputError, r"no orbit .* more than one block of 64"),
     ],
@@ -241,19 +243,26 @@ def gated() -> Any:
     return Pipeline((MaskInsertion(kind="gate"),))(fxprune.trace(model, EXAMPLE)).graph_module
 
 
-def test_the_penalty_by_definition() -> None:
+@pytest.mark.parametrize("annealing", ANNEALINGS)
+def test_the_penalty_by_definition(annealing: str) -> None:
     module = gated()
     gates = Gates(module)
     logits = gates.logits()
-    target = 0.5 * gates.whole
-    hook = LearnedChannels(target, cost_weight=2.0, entropy_weight=0.25, anneal=5.0)
-    excess, entropy = float(gates.expected_macs(logits)) / target - 1, float(gates.entropy(logits))
-    assert excess > 0
-    for step in (0, 3, 10):
-        factor = (1 - math.exp(-5 * step / 10)) / (1 - math.exp(-5))
+    target, expected = 0.5 * gates.whole, float(gates.expected_macs(logits).detach())
+    hook = LearnedChannels(target, cost_weight=2.0, entropy_weight=0.25, annealing=annealing)
+    hook.before_epoch(module, Moment(1, 0, 10, dict))
+    for step in (0, 3, 7, 10):
+        if annealing == "weight":
+            reached = (1 - math.exp(-5 * step / 10)) / (1 - math.exp(-5))
+            cost = reached * (expected / target - 1)
+        else:
+            reached = min(step / 7, 1)
+            cost = expected / (expected + reached * (target - expected)) - 1
+        wanted = 2 * cost + reached * 0.25 * float(gates.entropy(logits).detach())
         found = float(hook.penalty(module, Moment(1, step, 10, dict)).detach())
-        assert found == pytest.approx(factor * (2 * excess + 0.25 * entropy)), step
-    within = LearnedChannels(gates.whole, entropy_weight=0.0)
+        assert found == pytest.approx(wanted, rel=1e-5, abs=1e-9), step
+    assert wanted > 1.5
+    within = LearnedChannels(gates.whole, entropy_weight=0.0, annealing="weight")
     assert float(within.penalty(module, Moment(1, 10, 10, dict)).detach()) == 0
 
 

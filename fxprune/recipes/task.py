@@ -1,0 +1,144 @@
+"""What a recipe trains on and for: data, loss and measures, by name or from files of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, IterableDataset, random_split
+
+from fxprune.callables import import_callable
+from fxprune.errors import FxpruneError, InputError, first_line
+from fxprune.selection import read_limit
+from fxprune.training.objectives import Loss, Measure, classification, cross_entropy
+
+if TYPE_CHECKING:
+    from fxprune.recipes.schema import Data, Recipe
+
+__all__ = ["LOSSES", "MEASURES", "Task", "open_task"]
+
+
+def mean_squares(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the mean squared error of (inputs, wanted outputs)."""
+    inputs, wanted = batch
+    return functional.mse_loss(module(inputs), wanted)
+
+
+def mean_deviation(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the mean absolute error of (inputs, wanted outputs)."""
+    inputs, wanted = batch
+    return functional.l1_loss(module(inputs), wanted)
+
+
+def reconstruction(module: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Return the mean squared error ("loss") and the peak signal-to-noise ratio ("psnr", dB) of every sample.
+
+    The peak is 1: values are taken to be in [0, 1]. At most 100 dB.
+    """
+    inputs, wanted = batch
+    squares = (module(inputs) - wanted).square().flatten(1).mean(1)
+    return {"loss": squares, "psnr": -10 * squares.clamp_min(1e-10).log10()}
+
+
+LOSSES: Mapping[str, Loss] = {"cross-entropy": cross_entropy, "mse": mean_squares, "l1": mean_deviation}
+
+MEASURES: Mapping[str, Measure] = {"classification": classification, "reconstruction": reconstruction}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Batches to train on, the loss to minimise on them, and what to measure on which other ones."""
+
+    batches: Iterable[Any]
+    loss: Loss
+    validation: Iterable[Any] | None
+    measure: Measure | None
+
+    def first(self, count: int) -> Task:
+        """Return the same with the first batches alone. Raises `InputError` where they cannot be read."""
+        validation = None if self.validation is None else _first(self.validation, count, "validation")
+        return replace(self, batches=_first(self.batches, count, "training"), validation=validation)
+
+
+def _first(batches: Iterable[Any], count: int, what: str) -> list[Any]:
+    try:
+        found = list(islice(batches, count))
+    except Exception as error:
+        raise InputError(f"reading the first batch of the {what} data failed: {first_line(error)}") from error
+    if not found:
+        raise InputError(f"the {what} data have no batch; give one or more")
+    return found
+
+
+def open_task(recipe: Recipe) -> Task:
+    """Import what a recipe names and load its data. Raises `InputError`."""
+    data, names = recipe.data, recipe.task
+    loss = LOSSES.get(names.loss) or import_callable(names.loss, "a loss of your own")
+    measure = None
+    if names.measure is not None:
+        measure = MEASURES.get(names.measure) or import_callable(names.measure, "a measure of your own")
+    train, validation = _load(data.train, recipe.seed), None
+    if data.validation is not None:
+        validation = _load(data.validation, recipe.seed)
+    _check(data, train, validation)
+    if data.held_out is not None:
+        train, validation = _split(train, data, recipe.seed)
+    return Task(_batches(train, data, shuffled=True), loss, _batches(validation, data, shuffled=False), measure)
+
+
+def _load(name: str, seed: int) -> Any:
+    """Call a function of the user's; random numbers that it draws depend on the seed alone."""
+    from accelerate.utils import set_seed
+
+    load = import_callable(name, "a source of data")
+    set_seed(seed)
+    try:
+        found = load()
+    except FxpruneError:
+        raise
+    except Exception as error:
+        raise InputError(f"calling '{name}' without arguments failed: {first_line(error)}") from error
+    if isinstance(found, Iterator) or not isinstance(found, Dataset | Iterable):
+        raise InputError(
+            f"'{name}' returned {type(found).__name__}; return a Dataset, a DataLoader or a list of batches"
+        )
+    return found
+
+
+def _check(data: Data, train: Any, validation: Any) -> None:
+    """Raise `InputError` for keys that are about datasets, where batches are given."""
+    if data.held_out is not None and (not isinstance(train, Dataset) or isinstance(train, IterableDataset)):
+        raise InputError(
+            f"held_out is a part of a Dataset with a length, and '{data.train}' returned {type(train).__name__}; "
+            "return one, or name validation data"
+        )
+    given = sorted({"batch_size", "workers"} & data.model_fields_set)
+    if given and not isinstance(train, Dataset) and not isinstance(validation, Dataset):
+        raise InputError(
+            f"{given[0]} is for a Dataset, and '{data.train}' returned {type(train).__name__}, whose batches are taken "
+            "as they are; leave the key out"
+        )
+
+
+def _split(dataset: Any, data: Data, seed: int) -> list[Any]:
+    assert data.held_out is not None
+    size = round(len(dataset) * read_limit(data.held_out, "held_out"))
+    if not 0 < size < len(dataset):
+        raise InputError(
+            f"held_out is {data.held_out}, and of {len(dataset)} samples that is {size}; leave some on both sides"
+        )
+    return random_split(dataset, [len(dataset) - size, size], torch.Generator().manual_seed(seed))
+
+
+def _batches(found: Any, data: Data, *, shuffled: bool) -> Any:
+    """Return a loader of a dataset, and anything else as it is."""
+    if not isinstance(found, Dataset):
+        return found
+    # Workers that lived on would keep random states that no checkpoint knows.
+    shuffled = shuffled and not isinstance(found, IterableDataset)
+    return DataLoader(found, data.batch_size, shuffle=shuffled, num_workers=data.workers)

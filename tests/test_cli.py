@@ -131,7 +131,7 @@ def test_without_a_command_the_help_is_shown() -> None:
     text = _done()
     assert all(
         name in text
-        for name in ("inspect", "prune", "sparsify", "sensitivity", "show", "diff", "passes", "operators", "run")
+        for name in ("inspect", "prune", "learn", "sparsify", "sensitivity", "show", "diff", "passes", "operators", "run")
     )
 
 

@@ -30,6 +30,16 @@ def net():
 """
 
 
+TASK = """
+import torch
+from torch.utils.data import TensorDataset
+
+def train():
+    images = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(images, (images[:, 0, 2:-2, 2:-2] > 0.5).long())
+"""
+
+
 def _shown(kind: str) -> list[tuple[str, str]]:
     """Return every block of a kind with the text that is shown as its output."""
     following = [*BLOCKS[1:], ("", "")]
@@ -103,6 +113,9 @@ def test_commands_print_what_is_shown(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fxprune.cli.pruning.measure_latency", lambda *_: (209.173, 131.510))
     (tmp_path / "models.py").write_text(MODELS)
+    (tmp_path / "task.py").write_text(TASK)
+    ((recipe, _),) = _shown("toml")
+    (tmp_path / "recipe.toml").write_text(recipe, encoding="utf-8")
     ran = 0
     for text, shown in _shown("sh"):
         calls = [part.strip() for line in text.splitlines() for part in line.split("&&") if "fxprune " in part]

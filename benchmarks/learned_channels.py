@@ -3,7 +3,7 @@
 CIFAR ResNet-20 and -56 keep 75, 50 and 25 % of their multiply-accumulates: by gates whose logits are predicted from
 feature maps (gates) or are parameters of their own (trained), and by criteria without any learning (l2, fpgm, taylor;
 scope global). All are fine-tuned alike for F steps. Gates learn for L steps before that, with the weights beside them,
-so criteria are fine-tuned for F + L steps too: as many batches in all. The last weights count, no image is held out to
+so criteria are fine-tuned on as many images more, too. The last weights count, no image is held out to
 choose others. The part "distillation" has teachers for the ResNet-20 that gates halved, and for the dense one. DIR
 holds `real_data.py`, which gives the models and images, and the files that it reads.
 
@@ -44,15 +44,15 @@ from benchmarks.machine import describe_run, publish
 
 GATES: dict[str, Any] = {
     "optimizer": "adamw",
-    "learning_rate": 1e-4,
-    "weight_decay": 1e-4,
+    "learning_rate": 3e-4,
+    "weight_decay": 0.0,
     "schedule": "constant",
-    "gate_rate": 100.0,
-    "cost_weight": 1.0,
+    "cost_weight": 10.0,
     "entropy_weight": 0.1,
+    "annealing": "target",
     "freeze_batchnorm": True,
 }
-"""How gates learn, by default: options of `Training`, and the others of `learn_channels`."""
+"""How gates learn, by default, whatever their logits are: options of `Training` and of `learn_channels`."""
 
 LEVELS = (75, 50, 25)
 METHODS = (*LOGITS, "l2", "fpgm", "taylor")
@@ -65,6 +65,7 @@ TEACHERS = (ALONE, "resnet20", "resnet56", "resnet20+resnet56")
 def jobs_of_pruning(arguments: argparse.Namespace, setting: Setting) -> Iterator[Job]:
     """Yield the networks of the first part, seed by seed: a run that ends early has whole tables of fewer seeds."""
     learn_steps, tune_steps = arguments.learn_steps, arguments.tune_steps
+    longer = tune_steps + 2 * round(learn_steps * arguments.learn_batch_size / arguments.batch_size / 2)
     for seed in arguments.seeds:
         for model in arguments.models:
             for level in arguments.levels:
@@ -73,7 +74,7 @@ def jobs_of_pruning(arguments: argparse.Namespace, setting: Setting) -> Iterator
                     if method in LOGITS:
                         yield Job(model, level, method, seed, ALONE, learn_steps, tune_steps, settings)
                         continue
-                    for steps in (tune_steps, tune_steps + learn_steps):
+                    for steps in (tune_steps, longer):
                         yield Job(model, level, method, seed, ALONE, 0, steps, settings)
 
 
@@ -133,8 +134,8 @@ def gate_options(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
-        if name not in GATES:
-            raise argparse.ArgumentTypeError(f"unknown '{name}'; known: {', '.join(GATES)}")
+        if name not in (*GATES, "gate_rate"):
+            raise argparse.ArgumentTypeError(f"unknown '{name}'; known: {', '.join(GATES)}, gate_rate")
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -155,7 +156,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=numbers, default=(0, 1))
     parser.add_argument("--learn-steps", type=even, default=300, help="L: optimizer steps that gates learn for")
     parser.add_argument("--tune-steps", type=even, default=600, help="F: optimizer steps of fine-tuning")
-    parser.add_argument("--batch-size", type=int, default=128, help="of both")
+    parser.add_argument("--batch-size", type=int, default=128, help="of fine-tuning")
+    parser.add_argument("--learn-batch-size", type=int, default=32, help="of the gates' learning")
     parser.add_argument("--learning-rate", type=float, default=0.01, help="of fine-tuning: SGD, cosine")
     parser.add_argument("--mixed-precision", default="no", help="of fine-tuning: no or bf16")
     parser.add_argument("--gates", type=gate_options, default={}, metavar="NAME=VALUE,…", help=f"over {spelled(GATES)}")
@@ -176,6 +178,7 @@ def setting_of(arguments: argparse.Namespace, work: Path) -> Setting:
         work,
         arguments.limit,
         arguments.batch_size,
+        arguments.learn_batch_size,
         {**GATES, **arguments.gates},
         {"learning_rate": arguments.learning_rate, "nesterov": True, "mixed_precision": arguments.mixed_precision},
         {"weight": arguments.weight, "temperature": arguments.temperature},

@@ -21,8 +21,11 @@ from fxprune.training import History, Training, cross_entropy, distill, train
 __all__ = ["DEPTHS", "LOGITS", "Setting", "case_of", "estimate", "measure"]
 
 DEPTHS = {"resnet20": 20, "resnet56": 56}
-LOGITS = {"gates": "predicted", "trained": "trained"}
-"""What gates' logits are, by method."""
+LOGITS: dict[str, dict[str, Any]] = {
+    "gates": {"logits": "predicted", "gate_rate": 30.0},
+    "trained": {"logits": "trained", "gate_rate": 100.0},
+}
+"""What is particular to a way to learn, by method: a step of a predictor moves a logit further than its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +36,21 @@ class Setting:
     work: Path
     limit: int
     batch_size: int
+    learn_batch: int
     gates: dict[str, Any]
     tuning: dict[str, Any]
     distillation: dict[str, Any]
 
-    @property
-    def learning(self) -> str:
-        """All that learned gates depend on, besides their job."""
-        return spelled({"batch_size": self.batch_size, **self.gates})
+    def learning(self, method: str) -> dict[str, Any]:
+        """Return how gates learn: options of `Training`, and the others of `learn_channels`."""
+        return {**LOGITS[method], **self.gates}
 
     def all(self, method: str, teachers: str) -> str:
         """Return all that a row depends on, besides its job."""
-        gates = {f"gates.{name}": value for name, value in self.gates.items()} if method in LOGITS else {}
+        gates: dict[str, Any] = {}
+        if method in LOGITS:
+            gates = {f"gates.{name}": value for name, value in self.learning(method).items()}
+            gates["gates.batch_size"] = self.learn_batch
         taught = self.distillation if teachers != ALONE else {}
         return spelled({"limit": self.limit, "batch_size": self.batch_size, **self.tuning, **taught, **gates})
 
@@ -63,12 +69,13 @@ def case_of(model: str, setting: Setting) -> Case:
     return cifar_case(setting.source, DEPTHS[model], setting.limit, 500)
 
 
-def budget(steps: int, seed: int, setting: Setting, options: dict[str, Any]) -> Training:
+def budget(steps: int, seed: int, longest: int, options: dict[str, Any]) -> Training:
     """Return how to train for just so many steps: in an even number of equal epochs, which two teachers can share.
+
+    Epochs have at most the `longest` steps that the data give.
 
     Seeds are far apart: the order of samples comes from the sum of seed and epoch.
     """
-    longest = len(training_data(setting.source, setting.batch_size)[0])
     least = 2 * -(-steps // (2 * longest))
     epochs = next(count for count in range(least, steps + 1, 2) if steps % count == 0)
     known: dict[str, Any] = {"steps_per_epoch": steps // epochs, "tolerance": None, "keep_best": False}
@@ -82,19 +89,19 @@ def seconds_of(*histories: History) -> float:
 
 def learn(job: Job, setting: Setting, folder: Path | None = None) -> fxprune.Learned:
     """Let gates choose the channels, and train the weights beside them."""
-    case = case_of(job.model, setting)
+    case, options = case_of(job.model, setting), setting.learning(job.method)
+    seen, _ = training_data(setting.source, setting.learn_batch)
     of_training = {field.name for field in fields(Training)}
-    training = {name: value for name, value in setting.gates.items() if name in of_training}
+    training = {name: value for name, value in options.items() if name in of_training}
     return fxprune.learn_channels(
         case.model,
         case.example,
-        training_data(setting.source, setting.batch_size)[0],
+        seen,
         cross_entropy,
-        budget(job.learn_steps, job.seed, setting, training),
+        budget(job.learn_steps, job.seed, len(seen), training),
         macs=f"{job.level}%",
-        logits=LOGITS[job.method],
         folder=folder,
-        **{name: value for name, value in setting.gates.items() if name not in of_training},
+        **{name: value for name, value in options.items() if name not in of_training},
     )
 
 
@@ -134,14 +141,14 @@ def beginning(job: Job, setting: Setting) -> Job:
     """Return the part of a job that comes before fine-tuning, alike for all that start with one network."""
     alike = replace(job, teachers=ALONE, tune_steps=0)
     if job.method in LOGITS:
-        return replace(alike, settings=setting.learning)
+        return replace(alike, settings=setting.all(job.method, ALONE))
     return replace(alike, seed=0, settings="")
 
 
 def tune(job: Job, module: nn.Module, setting: Setting) -> float:
     """Fine-tune a network in place, under its teachers; return the seconds."""
-    training = budget(job.tune_steps, job.seed, setting, setting.tuning)
     seen, _ = training_data(setting.source, setting.batch_size)
+    training = budget(job.tune_steps, job.seed, len(seen), setting.tuning)
     folder = setting.work / job.folder
     if not job.taught_by:
         return seconds_of(train(module, seen, cross_entropy, training, folder=folder))
@@ -177,7 +184,7 @@ def pace(model: str, is_gated: bool, setting: Setting) -> Pace:
     top1(few, case.model)
     image = (time.perf_counter() - start) / len(few.tested[0])
     seen, _ = training_data(setting.source, setting.batch_size)
-    history = train(copy.deepcopy(case.model), seen, cross_entropy, budget(2, 0, setting, setting.tuning))
+    history = train(copy.deepcopy(case.model), seen, cross_entropy, budget(2, 0, len(seen), setting.tuning))
     gated = 0.0
     if is_gated:
         learned = learn(Job(model, 50, "gates", 0, ALONE, 2, 0, ""), setting)

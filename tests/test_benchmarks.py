@@ -1,4 +1,5 @@
-"""The zoo's rows survive a stop, and its tables say what the rows say; weight sparsity runs from data to table."""
+"""The zoo's rows survive a stop, and its tables say what the rows say; weight sparsity and learned channels run from
+data to table."""
 
 from __future__ import annotations
 
@@ -11,7 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import weight_sparsity
+from benchmarks import learned_channels, weight_sparsity
+from benchmarks.cases import augmented
+from benchmarks.learned_channels_rows import Job, pruning_tables
+from benchmarks.learned_channels_rows import Row as LearnedRow
+from benchmarks.learned_channels_runs import budget
 from benchmarks.zoo import Limits, watch
 from benchmarks.zoo_rows import Row, Rows
 from benchmarks.zoo_tables import tables
@@ -94,7 +99,7 @@ def normalize_cifar(images):
 def test_shifted_images_keep_their_pixels() -> None:
     images = [(torch.full((3, 32, 32), float(i + 1)), torch.tensor(i)) for i in range(64)]
     torch.manual_seed(0)
-    moved, labels = weight_sparsity.augmented(images)
+    moved, labels = augmented(images)
     assert labels.tolist() == list(range(64))
     for i, image in enumerate(moved):
         assert set(image.unique().tolist()) <= {0.0, i + 1.0}
@@ -122,3 +127,88 @@ def test_weight_sparsity_goes_on_where_it_was(
     again = json.loads(rows.read_text())
     assert again[:2] == first
     assert {row["method"] for row in again} >= {"uniform", "1x4"}
+
+
+class LearnedRun:
+    """`learned_channels` on small networks: 2 steps of learning, 2 of fine-tuning."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        (folder / "real_data.py").write_text(SOURCE)
+        self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
+
+    def __call__(self, options: str) -> str:
+        files = f"--data {self.folder} --json {self.folder / 'rows.json'} --work {self.folder / 'work'}"
+        usual = "--models resnet20 --levels 50 --learn-steps 2 --tune-steps 2 --batch-size 30 --learn-batch-size 30 --limit 50"
+        self.monkeypatch.setattr(sys, "argv", ["learned_channels.py", *f"{files} {usual} {options}".split()])
+        learned_channels.main()
+        return self.capsys.readouterr().out
+
+    def rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads((self.folder / "rows.json").read_text())
+        return rows
+
+
+@pytest.fixture
+def learned_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> LearnedRun:
+    return LearnedRun(tmp_path, monkeypatch, capsys)
+
+
+def test_gates_and_criteria_leave_the_same_and_train_for_as_many_steps(learned_run: LearnedRun) -> None:
+    text = learned_run("--methods gates,trained,l2,fpgm,taylor --seeds 0")
+    rows = learned_run.rows()
+    assert [(row["method"], row["learn_steps"], row["tune_steps"]) for row in rows] == [
+        ("gates", 2, 2),
+        ("trained", 2, 2),
+        *((method, 0, steps) for method in ("l2", "fpgm", "taylor") for steps in (2, 4)),
+    ]
+    assert {row["macs"] for row in rows} == {0.5}
+    assert [row["learn_seconds"] > 0 for row in rows] == [True, True, *[False] * 6]
+    assert "The MACs of all networks are within 0.00% of their target.\n" in text
+    assert text.count("| gates    |     50 % |                2 |              2 |       50.0% |") == 2
+
+
+def test_learned_channels_go_on_where_they_were(learned_run: LearnedRun) -> None:
+    learned_run("--methods gates,l2 --seeds 0")
+    first = learned_run.rows()
+    assert " ± " in learned_run("--methods l2 --seeds 0,1").partition("Every run")[0]
+    second = learned_run.rows()
+    assert [(row["method"], row["seed"]) for row in second] == [
+        ("gates", 0),
+        ("l2", 0),
+        ("l2", 0),
+        ("l2", 1),
+        ("l2", 1),
+    ]
+    assert second[:3] == first
+    learned_run("--methods gates --seeds 0 --gates gate_rate=1")
+    assert learned_run.rows()[:5] == second
+    assert "gates.gate_rate=1 " in learned_run.rows()[5]["settings"], "rows of other settings are others"
+
+
+def test_gates_that_are_distilled_learn_once(learned_run: LearnedRun) -> None:
+    learned_run("--methods gates --seeds 0")
+    text = learned_run("--part distillation --seeds 0")
+    rows = learned_run.rows()
+    teachers = ["none", "resnet20", "resnet56", "resnet20+resnet56"]
+    assert [row["teachers"] for row in rows] == teachers * 2
+    assert len({(row["before"], row["learn_seconds"]) for row in rows[:4]}) == 1
+    assert [(row["macs"], row["before"] == rows[4]["before"]) for row in rows[4:]] == [(1.0, True)] * 4
+    assert "| resnet20, dense, 100.0% | resnet20, then resnet56 |       2 |" in text
+
+
+def test_epochs_make_up_the_steps_and_two_teachers_can_share_them() -> None:
+    for steps, shape in ((2, (2, 1)), (20, (2, 10)), (22, (22, 1)), (24, (4, 6)), (300, (30, 10))):
+        training = budget(steps, 1, 10, {})
+        assert (training.epochs, training.steps_per_epoch) == shape
+
+
+def test_networks_of_other_sizes_are_not_compared_in_silence() -> None:
+    job = Job("resnet20", 50, "l2", 0, "none", 0, 2, "")
+    rows = [
+        LearnedRow(**vars(job), **dict.fromkeys(MEASURED, 1.0) | {"macs": macs}, notes=()) for macs in (0.497, 0.45)
+    ]
+    text = pruning_tables(rows, ("l2",))
+    assert "within 10.00% of their target. Not the same within 1%: l2 at 50 % (45.0%).\n" in text
+
+
+MEASURED = ("macs", "parameters", "before", "recalibrated", "tuned", "learn_seconds", "tune_seconds")

@@ -138,7 +138,8 @@ class LearnedRun:
 
     def __call__(self, options: str) -> str:
         files = f"--data {self.folder} --json {self.folder / 'rows.json'} --work {self.folder / 'work'}"
-        usual = "--models resnet20 --levels 50 --learn-steps 2 --tune-steps 2 --batch-size 30 --learn-batch-size 30 --limit 50"
+        small = "--batch-size 30 --learn-batch-size 30 --limit 50"
+        usual = f"--models resnet20 --levels 50 --learn-steps 2 --tune-steps 2 {small}"
         self.monkeypatch.setattr(sys, "argv", ["learned_channels.py", *f"{files} {usual} {options}".split()])
         learned_channels.main()
         return self.capsys.readouterr().out

@@ -8,14 +8,20 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, random_split
 
 from fxprune.callables import import_callable
 from fxprune.errors import FxpruneError, InputError, first_line
 from fxprune.selection import read_limit
-from fxprune.training.objectives import Loss, Measure, classification, cross_entropy
+from fxprune.training.objectives import (
+    Loss,
+    Measure,
+    classification,
+    cross_entropy,
+    mean_absolute_error,
+    mean_squared_error,
+    reconstruction,
+)
 
 if TYPE_CHECKING:
     from fxprune.recipes.schema import Data, Recipe
@@ -23,29 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["LOSSES", "MEASURES", "Task", "open_task"]
 
 
-def mean_squares(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the mean squared error of (inputs, wanted outputs)."""
-    inputs, wanted = batch
-    return functional.mse_loss(module(inputs), wanted)
-
-
-def mean_deviation(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the mean absolute error of (inputs, wanted outputs)."""
-    inputs, wanted = batch
-    return functional.l1_loss(module(inputs), wanted)
-
-
-def reconstruction(module: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Return the mean squared error ("loss") and the peak signal-to-noise ratio ("psnr", dB) of every sample.
-
-    The peak is 1: values are taken to be in [0, 1]. At most 100 dB.
-    """
-    inputs, wanted = batch
-    squares = (module(inputs) - wanted).square().flatten(1).mean(1)
-    return {"loss": squares, "psnr": -10 * squares.clamp_min(1e-10).log10()}
-
-
-LOSSES: Mapping[str, Loss] = {"cross-entropy": cross_entropy, "mse": mean_squares, "l1": mean_deviation}
+LOSSES: Mapping[str, Loss] = {
+    "cross-entropy": cross_entropy,
+    "mse": mean_squared_error,
+    "l1": mean_absolute_error,
+}
 
 MEASURES: Mapping[str, Measure] = {"classification": classification, "reconstruction": reconstruction}
 

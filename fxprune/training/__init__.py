@@ -8,7 +8,13 @@ from fxprune.training.hooks import Hook, Moment
 from fxprune.training.learned_channels import LearnedChannels, frozen_batchnorm
 from fxprune.training.learned_thresholds import LearnedThresholds, attach_thresholds, harden
 from fxprune.training.loop import train
-from fxprune.training.objectives import classification, cross_entropy
+from fxprune.training.objectives import (
+    classification,
+    cross_entropy,
+    mean_absolute_error,
+    mean_squared_error,
+    reconstruction,
+)
 from fxprune.training.options import Training
 from fxprune.training.traces import Checkpoint, Trace
 
@@ -31,5 +37,8 @@ __all__ = [
     "distill",
     "frozen_batchnorm",
     "harden",
+    "mean_absolute_error",
+    "mean_squared_error",
+    "reconstruction",
     "train",
 ]

@@ -38,7 +38,8 @@ class LearnedChannels(Hook):
     """Trains the gates of a graph towards a cost: what they keep, and that they decide.
 
     Two penalties join the task's loss at every step: ReLU(kFPP/target − 1), where MACs stand for kFPP since both have
-    one ratio, and the mean entropy of the gates. Annealing keeps the network from losing all at once; r goes from 0 to 1:
+    one ratio, and the mean entropy of the gates. Annealing keeps the network from losing all at once; its r goes from 0
+    to 1:
 
     * "weight" is the paper's (§5.1): r is a factor on both penalties and approaches 1 exponentially.
     * "target" has r on the entropy, and the target itself come down from the cost at first: kFPP/goal for a goal of

@@ -24,8 +24,8 @@ class GateHardening(Pass):
     After: `%orbit_0 = get channel_masks.orbit_0 : keeps 2 of 4`
 
     By default a channel stays where its probability is above 0.5, which is what the gates are in evaluation. With
-    `macs`, a share of the model's or a count, the least probable leave until the network is within it: the threshold
-    moves from 0.5 to where the target is met.
+    `macs`, a share of the model's or a count, as many stay as fit, the most probable first: channels that the gates
+    would keep may leave, and some that they gave up may stay.
     """
 
     name: ClassVar[str] = "gate-hardening"
@@ -39,5 +39,4 @@ class GateHardening(Pass):
         if self.macs is None:
             return replace_gates(module)
         gates = Gates(module)
-        masks, _ = gates.least_within(read_amount(self.macs, "macs", gates.whole))
-        return replace_gates(module, masks)
+        return replace_gates(module, gates.within(read_amount(self.macs, "macs", gates.whole)))

@@ -8,7 +8,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import fx, nn
 
 from fxprune.api.results import Result, Source, rewrite
 from fxprune.errors import InputError, SpecError, nearest
@@ -16,6 +17,7 @@ from fxprune.gating.gates import Gates
 from fxprune.gating.trail import GateTrail
 from fxprune.graph.inputs import ExampleInputs, Inputs
 from fxprune.graph.passes import Observer
+from fxprune.report import some_of
 from fxprune.runtime.masks import gates_of
 from fxprune.selection import read_amount, read_patterns
 from fxprune.training.history import History
@@ -72,7 +74,7 @@ def learn_channels(
     frontend: str = "auto",
     observers: Iterable[Observer] = (),
 ) -> Learned:
-    """Train a copy of a model with a gate on every channel, and cut the channels that the gates give up (ACPLI).
+    """Train a copy of a model with gates on channels that may leave, and cut those that the gates give up (ACPLI).
 
     Paper 001. Gates and weights train together on the task's loss, the expected cost above the target and the entropy
     of the gates; the result is meant to be fine-tuned, best by `fxprune.training.distill`.
@@ -86,7 +88,8 @@ def learn_channels(
             The last weights are kept and all epochs are run, whatever it says of that.
         macs: multiply-accumulates to leave: a share ("50%", 0.5) or a count (2e9).
         block: channels that are gated together, as 32; the best block of every orbit stays.
-        logits: "predicted" from feature maps, or "trained" as parameters of their own.
+        logits: "predicted" from feature maps, or "trained" as parameters of their own. A predictor has a weight for
+            every channel and block of its orbit, in transformers more than the model has; blocks make it small.
         cut: "target" removes the least probable channels until the target is met, "probability" those below 0.5,
             wherever that leads.
         cost_weight: of the cost above the target, in the loss.
@@ -94,7 +97,7 @@ def learn_channels(
         gate_rate: learning rate of the gates over that of the weights.
         annealing: "target" lets the target come down while training goes on, "weight" the weight of the cost go up, as
             in the paper.
-        freeze_batchnorm: keep batch norms as they are meanwhile.
+        freeze_batchnorm: keep batch norms as they are meanwhile; those that are functions cannot be.
         include: layers whose output channels get gates, by name, glob or type; all by default.
         exclude: layers whose output channels get none.
         allow_statistical: also gate channels that share statistics (layer norm), where the cut is approximate.
@@ -125,18 +128,19 @@ def learn_channels(
     gated = rewrite(source, (masks,), None, observers)
     if not gates_of(gated.module):
         raise InputError(
-            f"no orbit that may lose channels has more than one block of {block}; give a smaller block, or other layers"
+            "no gate can be put anywhere: of the chosen layers no channels may leave exactly, or they are one block "
+            f"of {block}; choose other layers, a smaller block, or allow_statistical (fxprune inspect shows what is pinned)"
         )
     gates = Gates(gated.module)
     amount = read_amount(macs, "macs", gates.whole)
-    gates.least_within(amount)  # an unreachable target fails here, before training
+    gates.within(amount)  # an unreachable target fails here, before training
     hook = LearnedChannels(amount, cost_weight, entropy_weight, annealing, gate_rate, freeze_batchnorm)
     options = replace(training, keep_best=False, tolerance=None)
     with frozen_batchnorm(gated.module) if freeze_batchnorm else nullcontext():
         history = train(
             gated.module, batches, loss, options, validation=validation, measure=measure, hooks=[hook], folder=folder
         )
-    notes = tuple(_notes(gates, amount, cut))
+    notes = (*_notes(gates, amount, cut), *(_thawed(gated.module) if freeze_batchnorm else ()))
     result = rewrite(source, steps, hardening, observers, start=gated.module)
     return Learned(replace(result, notes=notes), history, hook.trail(gated.module))
 
@@ -144,23 +148,40 @@ def learn_channels(
 def _notes(gates: Gates, target: float, cut: str) -> Iterator[str]:
     """Say where the gates were when training ended, and why, where that is not at the target."""
     logits = gates.logits().detach()
-    hard, expected = gates.hard_macs(logits), float(gates.expected_macs(logits))
-    _, lowest = gates.least_within(target)
-    undecided = gates.undecided(logits)
+    hard, expected, undecided = gates.hard_macs(logits), float(gates.expected_macs(logits)), gates.undecided(logits)
     yield (
-        f"gates that are more probable than not keep {hard / gates.whole:.1%} of the MACs, the target is "
-        f"{target / gates.whole:.1%} ({hard / target - 1:+.1%} off)"
-        + (f"; the target is met by keeping those of a probability of {lowest:.2f} or more" if cut == "target" else "")
+        f"the gates keep {hard / gates.whole:.1%} of the MACs, the target is {target / gates.whole:.1%} "
+        f"({hard / target - 1:+.1%} off){_mended(gates, target) if cut == 'target' else ''}"
     )
-    if expected > target * _CLOSE:
+    if expected > target * (1 + _CLOSE):
         yield (
-            f"the gates had not reached the target when training ended: {expected / gates.whole:.1%} of the MACs were "
-            f"expected; train for longer, or with a larger gate_rate or cost_weight"
+            f"the gates had not come down to the target when training ended: {expected / gates.whole:.1%} of the MACs "
+            "were expected; train for longer, or with a larger gate_rate or cost_weight"
+        )
+    if hard < target * (1 - _CLOSE):
+        yield (
+            "the gates gave up more than they had to: the task hardly needs these channels, or they moved too fast to "
+            "come back; a lower gate_rate, entropy_weight or cost_weight holds them"
         )
     if undecided > _MANY:
         yield f"{undecided:.1%} of the gates had not decided (between 0.1 and 0.9); raise entropy_weight or epochs"
 
 
-_CLOSE = 1.02
+_CLOSE = 0.02
 _MANY = 0.1
 """A target is missed by more than 2 %; gates in doubt are worth a word when they are more than a tenth."""
+
+
+def _mended(gates: Gates, target: float) -> str:
+    """Say what the cut to the target changes of what the gates keep."""
+    own, kept = (torch.cat(list(masks.values())).bool() for masks in (gates.masks(), gates.within(target)))
+    gone, back = int((own & ~kept).sum()), int((~own & kept).sum())
+    changes = [f"{gone:,} more channels leave"] * bool(gone) + [f"{back:,} that they gave up stay"] * bool(back)
+    return f"; to meet it {' and '.join(changes)}" if changes else ""
+
+
+def _thawed(module: fx.GraphModule) -> Iterator[str]:
+    """Say which batch norms could not be frozen."""
+    calls = [node.name for node in module.graph.nodes if node.op == "call_function" and "batch_norm" in node.name]
+    if calls:
+        yield f"batch norms that are functions were not frozen: {some_of(calls)}"

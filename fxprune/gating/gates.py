@@ -48,7 +48,7 @@ class Gates:
         self.classes = costs.all_kept()
         self.whole = float(costs.macs(self.classes))
         self.pairs: list[tuple[Orbit, Gate]] = [(o, found[o.mask]) for o in self.orbits if o.mask in found]
-        self.measure = costs.by_width("macs", [orbit for orbit, _ in self.pairs])
+        self._measure = costs.by_width("macs", [orbit for orbit, _ in self.pairs])
         sizes = [[len(block) for block in orbit.classes.split(gate.block)] for orbit, gate in self.pairs]
         self.sizes = torch.tensor([size for row in sizes for size in row], dtype=torch.float64)
         self.owners = torch.arange(len(sizes)).repeat_interleave(torch.tensor([len(row) for row in sizes]))
@@ -77,7 +77,7 @@ class Gates:
 
     def _macs(self, kept: Tensor) -> Tensor:
         """Return the cost where `kept` says how much of every block stays."""
-        return self.measure(kept.new_zeros(len(self.pairs)).index_add(0, self.owners, kept * self.sizes))
+        return self._measure(kept.new_zeros(len(self.pairs)).index_add(0, self.owners, kept * self.sizes))
 
     def entropy(self, logits: Tensor) -> Tensor:
         """Return the mean entropy of the gates in nats, float64 scalar with a gradient: 0 when all have decided."""
@@ -88,8 +88,8 @@ class Gates:
         probabilities = logits.detach().sigmoid()
         return float(((probabilities > _DECIDED) & (probabilities < 1 - _DECIDED)).double().mean())
 
-    def least_within(self, macs: float) -> tuple[dict[str, Tensor], float]:
-        """Return the masks that keep the most within a budget, and the lowest probability of a block that stays.
+    def within(self, macs: float) -> dict[str, Tensor]:
+        """Return the masks that keep the most within a budget.
 
         Blocks leave in the order of their logits, whatever orbit they belong to; the best one of every orbit stays.
         The last ones before the budget are rearranged to meet it closely, as those of every selection are.
@@ -101,21 +101,22 @@ class Gates:
         ends = torch.tensor([0, *(row.classes.numel() for row in rows)]).cumsum(0).tolist()
         classes = torch.cat([torch.zeros(0, dtype=torch.int64), *(row.classes for row in rows)])
         steps = Steps(classes, ends, [row.orbit for row in rows])
-        search = Search(steps, orbits, self.measure)
+        search = Search(steps, orbits, self._measure)
         if search.cost_of(len(steps)) > macs * (1 + 1e-12):
             raise TargetError(unreachable("macs", f"{macs:,.0f}", search, self.whole, self.orbits, orbits))
-        taken = set(search.meet(macs))
         keep = self.classes.clone()
-        keep[steps.removed_by(sorted(taken))] = 0
-        masks = {str(orbit.mask): keep[orbit.classes] for orbit in orbits}
-        best = [float(gate.logits().detach().max()) for _, gate in self.pairs]
-        lowest = min([*best, *(row.logit for i, row in enumerate(rows) if i not in taken)])
-        return masks, float(torch.tensor(lowest).sigmoid())
+        keep[steps.removed_by(search.meet(macs))] = 0
+        return {str(orbit.mask): keep[orbit.classes] for orbit in orbits}
+
+    def masks(self) -> dict[str, Tensor]:
+        """Return the masks of evaluation."""
+        return {str(orbit.mask): gate.mask().cpu() for orbit, gate in self.pairs}
 
     def _removable(self) -> Iterator[_Block]:
         """Yield every block but the best one of each orbit."""
         for number, (orbit, gate) in enumerate(self.pairs):
             logits = gate.logits().detach().cpu().double()
-            blocks = orbit.classes.split(gate.block)
-            for unit in logits.argsort(stable=True)[:-1].tolist():
-                yield _Block(float(logits[unit]), number, blocks[unit])
+            best = int(logits.argmax())
+            for unit, classes in enumerate(orbit.classes.split(gate.block)):
+                if unit != best:
+                    yield _Block(float(logits[unit]), number, classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,9 @@ class GateOptions:
         if self.logits not in LOGITS:
             raise SpecError(f"unknown logits '{self.logits}'; {nearest(self.logits, LOGITS)}")
         for name, sound, legal in (
-            ("block", self.block >= 1, "1 channel or more"),
-            ("temperature", self.temperature > 0, "a number above 0"),
+            ("block", isinstance(self.block, int) and self.block >= 1, "a whole number, 1 or more"),
+            ("initial", math.isfinite(self.initial), "a number"),
+            ("temperature", 0 < self.temperature < math.inf, "a number above 0"),
             ("momentum", 0 <= self.momentum < 1, "a number in [0, 1)"),
         ):
             if not sound:

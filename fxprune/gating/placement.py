@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from fxprune.graph.shapes import shapes_of
 from fxprune.labels.flow import Labelled, Labels
@@ -17,7 +16,8 @@ from fxprune.labels.places import distinct
 
 __all__ = ["View", "Views"]
 
-_FUNCTIONS = frozenset(getattr(functional, f"conv{kind}{dims}d") for kind in ("", "_transpose") for dims in (1, 2, 3))
+_FUNCTIONS = ("convolution", *(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3)))
+"""Names of functions and of ATen operators."""
 
 _MOST_SPATIAL = 3
 """Dimensions of space that a predictor's kernel has at most; more are taken for batch."""
@@ -32,7 +32,8 @@ class View:
         dim: the dimension of channels.
         index: int64 [channels], where the orbit is in that dimension, class by class; None where it is all of it.
         channels: how many positions that are.
-        spatial: dimensions of space: all but the channels and the first of the rest, the batch.
+        spatial: dimensions of space: those of a convolution's kernel, else all but the channels and the batch, which is
+            the first of the rest.
     """
 
     node: fx.Node
@@ -80,25 +81,27 @@ class Views:
         early = [(node, dim) for node, dim in self.found[number] if self.place[node] < self.place[before]]
         if not early:
             return None
-        return self._view(number, *max(early, key=lambda seen: _kernel(self.module, seen[0])))
+        kernels = [_kernel(self.module, node) for node, _ in early]
+        place = max(range(len(early)), key=lambda i: math.prod(kernels[i]) if kernels[i] else 0)
+        return self._view(number, *early[place], len(kernels[place]))
 
-    def _view(self, number: int, node: fx.Node, dim: int) -> View:
+    def _view(self, number: int, node: fx.Node, dim: int, kernel: int) -> View:
         value = self.orbits.labelling.values[node.name]
         classes = self.orbits.labelling.partition.of_slot[value.labels[dim]]
         places = (self.orbits.of_class[classes] == number).nonzero().squeeze(1)
         index = places[classes[places].argsort(stable=True)]
         whole = torch.equal(index, torch.arange(classes.numel()))
-        spatial = min(max(len(value.shape) - 2, 0), _MOST_SPATIAL)
+        spatial = kernel or min(max(len(value.shape) - 2, 0), _MOST_SPATIAL)
         return View(node, dim, None if whole else index, index.numel(), spatial)
 
 
-def _kernel(module: fx.GraphModule, node: fx.Node) -> int:
-    """Return how many positions the kernel of a convolution has; 0 for other nodes."""
+def _kernel(module: fx.GraphModule, node: fx.Node) -> tuple[int, ...]:
+    """Return the sizes of a convolution's kernel; nothing for other nodes."""
     if node.op == "call_module":
         leaf = module.get_submodule(str(node.target))
-        return math.prod(leaf.kernel_size) if isinstance(leaf, nn.modules.conv._ConvNd) else 0
-    if node.op == "call_function" and node.target in _FUNCTIONS and len(node.args) > 1:
-        weight = node.args[1]
-        shapes = shapes_of(weight.meta.get("val")) if isinstance(weight, fx.Node) else []
-        return shapes[0][2:].numel() if shapes else 1
-    return 0
+        return tuple(leaf.kernel_size) if isinstance(leaf, nn.modules.conv._ConvNd) else ()
+    if node.op != "call_function" or getattr(node.target, "__name__", "").partition(".")[0] not in _FUNCTIONS:
+        return ()
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    shapes = shapes_of(weight.meta.get("val")) if isinstance(weight, fx.Node) else []
+    return tuple(shapes[0][2:]) if shapes else ()

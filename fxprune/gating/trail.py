@@ -18,8 +18,10 @@ class GateTrail:
         steps: the optimizer steps at which they were looked at, ascending.
         probabilities: orbit → float32 [len(steps), blocks], how probable each block of channels was to stay.
         macs: the expected share of the multiply-accumulates at each of the steps, in [0, 1].
+        layers: orbit → the layers that make its channels.
     """
 
     steps: tuple[int, ...]
     probabilities: Mapping[str, Tensor]
     macs: tuple[float, ...]
+    layers: Mapping[str, tuple[str, ...]]

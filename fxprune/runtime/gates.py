@@ -51,8 +51,8 @@ class Gate(nn.Module):
 
     @staticmethod
     def stays(logits: Tensor) -> Tensor:
-        """Return which blocks evaluation keeps, bool: those more probable than not, and the most probable."""
-        return (logits > 0) | (logits >= logits.max())
+        """Return which blocks evaluation keeps, bool: those more probable than not, and the first of the best."""
+        return (logits > 0).index_fill(0, logits.argmax(), True)
 
     def by_channel(self, values: Tensor) -> Tensor:
         """Return for every channel what `values` [units] have for its block: [width]."""
@@ -119,6 +119,8 @@ class PredictedGate(Gate):
     only the predictor learns from what it sees.
 
     The predictor has a weight for every pair of a channel and a logit; at first it predicts `initial` whatever it sees.
+    Whatever runs the features again looks again, as activation checkpointing does. The average is a buffer: of several
+    processes each predicts from its own share, and where buffers are shared all go on from the first one's average.
 
     Args:
         width: see `Gate`.
@@ -208,7 +210,7 @@ def window_means(x: Tensor, dim: int, spatial: int) -> Tensor:
     x = x.movedim(dim, 0)
     batch = tuple(range(1, x.dim() - spatial))
     wide = torch.promote_types(x.dtype, torch.float32)
-    means = x.mean(batch, dtype=wide) if batch else x.to(wide)
+    means = x.mean(batch, dtype=wide) if batch else x.to(wide, copy=True)
     for _ in range(spatial):
         whole, size = means.sum(1), means.shape[1]
         # The tap before sees all but the last position, the one behind all but the first.

@@ -30,7 +30,7 @@ ANNEALINGS: dict[str, Callable[[float], float]] = {
 """How far annealing has come, from 0 to 1, when a fraction of the planned steps has been taken."""
 
 _LOOKS = 100
-"""How often in a run the probabilities are kept for the trail."""
+"""How often in a run the probabilities are kept for the trail, at most, besides at its beginning and end."""
 
 
 @dataclass
@@ -57,8 +57,8 @@ class LearnedChannels(Hook):
         annealing: a name of `ANNEALINGS`, as above.
         gate_rate: learning rate of the gates over that of the weights; they get no weight decay. The paper's is 1, for
             some 80,000 steps; 10 to 30 decide within a few hundred.
-        freeze_batchnorm: keep batch norms in evaluation mode, "quite importantly" (§6.2); `frozen_batchnorm` keeps
-            their scales and shifts, which no hook can.
+        freeze_batchnorm: keep batch norms, where they are modules, in evaluation mode, "quite importantly" (§6.2);
+            `frozen_batchnorm` keeps their scales and shifts, which no hook can.
     """
 
     macs: float
@@ -90,6 +90,7 @@ class LearnedChannels(Hook):
 
     def parameter_groups(self, module: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         """Claim what the gates learn with: `gate_rate` times the learning rate, and no weight decay."""
+        self._gates, self._steps, self._looks, self._shares = None, [], [], []  # a run begins
         gates = self._of(module)
         parameters = [parameter for _, gate in gates.pairs for parameter in gate.parameters()]
         return [{"params": parameters, "lr": learning_rate * self.gate_rate, "weight_decay": 0.0}]
@@ -113,11 +114,11 @@ class LearnedChannels(Hook):
             factor, goal = 1.0, start + reached * (self.macs - start)
         excess = (gates.expected_macs(logits) / goal - 1).relu()
         total = factor * self.cost_weight * excess + reached * self.entropy_weight * gates.entropy(logits)
-        return total.to(next(module.parameters()).device)
+        return total.float().to(next(module.parameters()).device)
 
     def after_step(self, module: nn.Module, moment: Moment) -> None:
         """Look at the gates now and then."""
-        if moment.step % max(moment.steps // _LOOKS, 1) == 0:
+        if moment.step % math.ceil(moment.steps / _LOOKS) == 0 or moment.step == moment.steps:
             self._look(module, moment)
 
     def columns(self, module: nn.Module, moment: Moment) -> Mapping[str, float]:  # noqa: ARG002
@@ -133,9 +134,10 @@ class LearnedChannels(Hook):
     def trail(self, module: nn.Module) -> GateTrail:
         """Return what the gates of a module said in training."""
         gates = self._of(module)
-        parts = gates.by_orbit(torch.stack(self._looks)) if self._looks else ()
-        names = [orbit.name for orbit, _ in gates.pairs]
-        return GateTrail(tuple(self._steps), dict(zip(names, parts, strict=False)), tuple(self._shares))
+        parts = gates.by_orbit(torch.stack(self._looks))
+        probabilities = {orbit.name: part for (orbit, _), part in zip(gates.pairs, parts, strict=True)}
+        layers = {orbit.name: orbit.layers for orbit, _ in gates.pairs}
+        return GateTrail(tuple(self._steps), probabilities, tuple(self._shares), layers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the gates have said so far; their logits are in the module."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -213,6 +214,38 @@ def test_predictors_look_behind_the_largest_kernel() -> None:
     assert watched[str(stem.mask)] == "features_0_0"
 
 
+class Keywords(nn.Module):
+    """A pointwise convolution, then a larger depthwise one as a function with its weight by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(nn.functional.conv2d(self.a(x), weight=self.b.weight, padding=2, groups=8))
+
+
+@pytest.mark.parametrize("frontend", ["symbolic", "export"])
+def test_convolutions_that_are_functions_have_kernels_too(frontend: str) -> None:
+    traced_graph = fxprune.trace(Keywords().eval(), torch.zeros(2, 3, 8, 8), frontend=frontend)
+    module = Pipeline((MaskInsertion(kind="gate"),))(traced_graph).graph_module
+    (watched,) = (node.args[0].name for node in module.graph.nodes if _is_gate(module, node))
+    assert watched == ("conv2d" if frontend == "symbolic" else "conv2d_1")
+
+
+def test_images_without_a_batch_have_both_dimensions_of_space() -> None:
+    module = gated(Keywords().eval(), torch.zeros(3, 8, 8))
+    (gate,) = gates_of(module).values()
+    assert isinstance(gate, PredictedGate)
+    assert (gate.spatial, gate.dim) == (2, 0)
+
+
+def test_features_that_are_written_into_later_are_looked_at_before() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 2))
+    for shape in ((4,), (3, 4)):
+        gated(model.eval(), torch.zeros(shape)).train()(torch.randn(shape)).sum().backward()
+
+
 def _is_gate(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), Gate)
 
@@ -262,12 +295,35 @@ def test_hardening_meets_a_target_by_the_order_of_the_logits(share: str | float,
     whole, left = gates.whole, fxprune.CostModel(slim, find_orbits(slim)).cost().macs
     wanted = float(str(share).rstrip("%")) / (100 if "%" in str(share) else 1)
     assert wanted * (0.99 if block > 1 else 0.998) <= left / whole <= wanted
-    masks, lowest = gates.least_within(wanted * whole)
     for orbit, gate in gates.pairs:
-        kept = masks[str(orbit.mask)].view(-1, block) if orbit.width % block == 0 else None
-        assert kept is None or ((kept.sum(1) == 0) | (kept.sum(1) == block)).all()
-        assert masks[str(orbit.mask)].any(), "an orbit lost everything"
-        assert float(gate.probabilities()[masks[str(orbit.mask)][::block] > 0].min()) >= lowest - 1e-6
+        kept = gates.within(wanted * whole)[str(orbit.mask)].view(-1, block)
+        assert ((kept.sum(1) == 0) | (kept.sum(1) == block)).all(), "a block was divided"
+        assert kept.any(), "an orbit lost everything"
+        logits, stays = gate.logits(), kept.any(1)
+        assert stays.all() or logits[stays].max() > logits[~stays].max(), "the best block left"
+
+
+def test_hardening_follows_the_order_of_the_logits() -> None:
+    """Of one orbit the least probable blocks leave."""
+    module = gated(nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 2, 3)), torch.zeros(1, 3, 8, 8))
+    decide(module, 5)
+    (name, gate), gates = next(iter(gates_of(module).items())), Gates(module)
+    for share in (0.8, 0.5, 0.1):
+        kept = gates.within(share * gates.whole)[name] > 0
+        assert 0 < int(kept.sum()) < 16
+        assert gate.logits()[kept].min() > gate.logits()[~kept].max()
+
+
+def test_of_equal_logits_one_block_stays_whoever_is_asked() -> None:
+    module = gated(torchvision.models.resnet18().eval(), torch.zeros(1, 3, 32, 32), block=16)
+    for gate in gates_of(module).values():
+        set_logits(gate, -9.0)
+    gates = Gates(module)
+    assert all(int(mask.sum()) == 16 for mask in gates.masks().values())
+    assert gates.hard_macs(gates.logits()) < 0.05 * gates.whole
+    assert gates.masks().keys() == gates.within(gates.hard_macs(gates.logits())).keys()
+    for name, mask in gates.within(gates.hard_macs(gates.logits())).items():
+        assert torch.equal(mask, gates.masks()[name].double())
 
 
 def test_an_unreachable_target_says_what_is_reachable() -> None:
@@ -296,7 +352,9 @@ def test_hardening_leaves_graphs_without_gates_alone() -> None:
     [
         ({"kind": "gates"}, r"unknown kind of masks 'gates'; known kinds: mask, gate"),
         ({"logits": "predict"}, r"unknown logits 'predict'; did you mean 'predicted'\?"),
-        ({"block": 0}, r"block of gates is 0; give 1 channel or more"),
+        ({"block": 0}, r"block of gates is 0; give a whole number, 1 or more"),
+        ({"block": 1.5}, r"block of gates is 1\.5; give a whole number"),
+        ({"initial": math.nan}, r"initial of gates is nan; give a number"),
         ({"temperature": 0.0}, r"temperature of gates is 0\.0; give a number above 0"),
         ({"momentum": 1.0}, r"momentum of gates is 1\.0; give a number in \[0, 1\)"),
     ],

@@ -145,6 +145,10 @@ def test_evaluation_is_a_mask_that_keeps_at_least_the_best_block() -> None:
     gate.logit.data = torch.tensor([2.0, -1.0, 0.5])
     assert gate().tolist() == [1, 1, 0, 0, 1]
     assert "5, blocks of 2, keeps 3" in repr(gate)
+    gate.logit.data = torch.full((3,), -1.0)
+    assert gate().tolist() == [1, 1, 0, 0, 0]
+    gate.logit.data = torch.full((3,), math.nan)
+    assert gate().any()
 
 
 def test_channels_of_a_block_share_their_sample() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ def test_the_trail_has_every_block_from_beginning_to_end() -> None:
         "orbit_0": (33, 3),
         "orbit_1": (33, 4),
     }
+    assert trail.layers == {"orbit_0": ("stem",), "orbit_1": ("body",)}
     first = torch.cat([values[0] for values in trail.probabilities.values()])
     torch.testing.assert_close(first, torch.full((7,), 1 / (1 + math.exp(-3))))
     assert all(len(orbit.kept) % 4 == 0 for orbit in learned.result.plan.orbits)
@@ -193,12 +195,49 @@ def test_a_run_that_misses_its_target_says_so() -> None:
     short = Training(1, 1e-5, optimizer="adamw", steps_per_epoch=1)
     result = fxprune.learn_channels(model, EXAMPLE, batches, loss, short, macs="50%").result
     notes = " ".join(result.report.notes)
-    assert "gates that are more probable than not keep 100.0% of the MACs, the target is 50.0% (+100.0% off)" in notes
-    assert "the target is met by keeping those of a probability of 0.95 or more" in notes
-    assert "the gates had not reached the target when training ended" in notes
+    assert "the gates keep 100.0% of the MACs, the target is 50.0% (+100.0% off)" in notes
+    gone = sum(orbit.width - len(orbit.kept) for orbit in result.plan.orbits)
+    assert f"to meet it {gone} more channels leave" in notes
+    assert "the gates had not come down to the target when training ended: 9" in notes
     kept = fxprune.learn_channels(model, EXAMPLE, batches, loss, short, macs="50%", cut="probability").result
     assert kept.report.macs[0] == kept.report.macs[1]
-    assert "the target is met" not in " ".join(kept.report.notes)
+    assert "to meet it" not in " ".join(kept.report.notes)
+
+
+def test_gates_that_gave_up_too_much_get_channels_back() -> None:
+    model, batches, loss = task()
+    wild = Training(2, 1e-3, optimizer="adamw", schedule="constant")
+    learned = fxprune.learn_channels(
+        model, EXAMPLE, batches, loss, wild, macs="50%", gate_rate=1000.0, entropy_weight=0.0, annealing="weight"
+    )
+    notes, macs = " ".join(learned.result.report.notes), learned.result.report.macs
+    assert learned.history.records[-1].extras["hard_macs"] < 0.4
+    assert 0.45 < macs[1] / macs[0] <= 0.5
+    assert "that they gave up stay" in notes
+    assert "the gates gave up more than they had to" in notes
+
+
+def test_batch_norms_that_are_functions_are_named() -> None:
+    model, batches, loss = task()
+    notes = [
+        " ".join(
+            fxprune.learn_channels(
+                model, EXAMPLE, batches, loss, replace(QUICK, epochs=1), macs="50%", frontend=frontend
+            ).result.report.notes
+        )
+        for frontend in ("export", "symbolic")
+    ]
+    assert "batch norms that are functions were not frozen: batch_norm" in notes[0]
+    assert "batch norm" not in notes[1]
+
+
+def test_a_hook_that_is_used_again_begins_anew() -> None:
+    _, batches, loss = task()
+    hook = LearnedChannels(1e4)
+    for _ in range(2):
+        module = gated()
+        train(module, batches, loss, replace(QUICK, epochs=1), hooks=[hook])
+        assert hook.trail(module).steps == tuple(range(9))
 
 
 def test_a_target_out_of_reach_fails_before_training(tmp_path: Path) -> None:
@@ -229,7 +268,7 @@ def _untouchable() -> Any:
         ({"macs": "150%"}, TargetError, r"macs=150% is more than the model has"),
         ({"annealing": "linear"}, SpecError, r"unknown annealing 'linear'; known: target, weight"),
         ({"include": "nothing"}, SpecError, r"no layer matches 'nothing'"),
-        ({"block": 64}, InputError, r"no orbit .* more than one block of 64"),
+        ({"block": 64}, InputError, r"no gate can be put anywhere: .* one block of 64; choose"),
     ],
 )
 def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:

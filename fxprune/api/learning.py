@@ -129,7 +129,8 @@ def learn_channels(
     if not gates_of(gated.module):
         raise InputError(
             "no gate can be put anywhere: of the chosen layers no channels may leave exactly, or they are one block "
-            f"of {block}; choose other layers, a smaller block, or allow_statistical (fxprune inspect shows what is pinned)"
+            f"of {block}; choose other layers (fxprune inspect shows what is pinned), a smaller block, or "
+            "allow_statistical"
         )
     gates = Gates(gated.module)
     amount = read_amount(macs, "macs", gates.whole)

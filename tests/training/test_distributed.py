@@ -36,7 +36,7 @@ def ends(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"process-{rank}.pt") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("run", ["whole", "resumed", "exact", "listed", "unvalidated"])
+@pytest.mark.parametrize("run", ["whole", "resumed", "exact", "listed", "unvalidated", "gated"])
 def test_both_processes_end_alike(ends: list[dict[str, Any]], run: str) -> None:
     """Parameters, and also the running statistics that each process gathers on its own share."""
     assert_same_state(ends[0][run], ends[1][run])

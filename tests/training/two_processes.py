@@ -1,4 +1,4 @@
-"""What test_distributed launches in two processes: five runs, whose ends each process writes to a file of its own."""
+"""What test_distributed launches in two processes: six runs, whose ends each process writes to a file of its own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.training import History, Hook, Moment, Training, classification, cross_entropy, train
-from tests.training.tasks import Interrupt, exact_loader, loader, masked_net, state
+import fxprune
+from fxprune.gating.gates import Gates
+from fxprune.graph.passes import Pipeline
+from fxprune.training import (
+    History,
+    Hook,
+    LearnedChannels,
+    Moment,
+    Training,
+    classification,
+    cross_entropy,
+    train,
+)
+from passes import MaskInsertion
+from tests.training.tasks import Interrupt, exact_loader, loader, masked_net, net, state
 
 OPTIONS = Training(3, 0.1, tolerance=None, keep_best=False)
 
@@ -58,6 +71,15 @@ def train_masked(module: nn.Module, folder: Path, interrupted: int | None) -> Hi
     )
 
 
+def train_gated() -> nn.Module:
+    """Train gates, whose averages each process moves by its own share of the data."""
+    masks = MaskInsertion(kind="gate")
+    module = Pipeline((masks,))(fxprune.trace(net().eval(), torch.zeros(2, 6))).graph_module
+    hook = LearnedChannels(0.5 * Gates(module).whole)
+    train(module, loader(48, 4), cross_entropy, OPTIONS, validation=exact_loader(21, 5), hooks=[hook])
+    return module
+
+
 def main(folder: Path) -> None:
     whole, resumed, exact = masked_net(), masked_net(), smooth_net()
     history = train_masked(whole, folder / "whole", None)
@@ -74,6 +96,7 @@ def main(folder: Path) -> None:
         "exact": exact,
         "listed": listed,
         "unvalidated": unvalidated,
+        "gated": train_gated(),
     }
     states = {name: state(module) for name, module in modules.items()}
     rank = torch.distributed.get_rank()

@@ -45,8 +45,8 @@ class Gates:
             raise UsageError("the graph has no gates; run mask-insertion{kind=gate} first")
         self.orbits = find_orbits(module)
         costs = CostModel(module, self.orbits)
-        self.classes = costs.all_kept()
-        self.whole = float(costs.macs(self.classes))
+        self.all_kept = costs.all_kept()
+        self.whole = float(costs.macs(self.all_kept))
         self.pairs: list[tuple[Orbit, Gate]] = [(o, found[o.mask]) for o in self.orbits if o.mask in found]
         self._measure = costs.by_width("macs", [orbit for orbit, _ in self.pairs])
         sizes = [[len(block) for block in orbit.classes.split(gate.block)] for orbit, gate in self.pairs]
@@ -104,7 +104,7 @@ class Gates:
         search = Search(steps, orbits, self._measure)
         if search.cost_of(len(steps)) > macs * (1 + 1e-12):
             raise TargetError(unreachable("macs", f"{macs:,.0f}", search, self.whole, self.orbits, orbits))
-        keep = self.classes.clone()
+        keep = self.all_kept.clone()
         keep[steps.removed_by(search.meet(macs))] = 0
         return {str(orbit.mask): keep[orbit.classes] for orbit in orbits}
 

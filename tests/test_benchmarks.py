@@ -1,5 +1,5 @@
-"""The zoo's rows survive a stop, and its tables say what the rows say; weight sparsity and learned channels run from
-data to table."""
+"""The zoo's rows survive a stop, and its tables say what the rows say; weight sparsity, learned channels and dense
+prediction run from data to table; what gates cost is taken apart, and exact."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import learned_channels, weight_sparsity
+from benchmarks import dense_prediction, dense_prediction_tasks, gate_cost, learned_channels, weight_sparsity
 from benchmarks.cases import augmented
+from benchmarks.dense_prediction_rows import Job as DenseJob
+from benchmarks.dense_prediction_rows import Row as DenseRow
+from benchmarks.dense_prediction_rows import read_rows, summary, table
 from benchmarks.learned_channels_rows import Job, pruning_tables
 from benchmarks.learned_channels_rows import Row as LearnedRow
 from benchmarks.learned_channels_runs import budget
 from benchmarks.zoo import Limits, watch
 from benchmarks.zoo_rows import Row, Rows
 from benchmarks.zoo_tables import tables
+from fxprune.latency import Times
 
 
 def row(model: str, tool: str = "fxprune", **more: Any) -> Row:
@@ -213,3 +217,134 @@ def test_networks_of_other_sizes_are_not_compared_in_silence() -> None:
 
 
 MEASURED = ("macs", "parameters", "before", "recalibrated", "tuned", "learn_seconds", "tune_seconds")
+
+
+def test_dense_prediction_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(options: str) -> str:
+        usual = "--tasks denoising --targets 50 --epochs 1,1,2 --images 16 --batch 8"
+        files = f"--json {tmp_path / 'rows.json'} --work {tmp_path / 'work'}"
+        monkeypatch.setattr(dense_prediction, "HELD", 16)
+        monkeypatch.setattr(sys, "argv", ["dense_prediction.py", *f"{usual} {files} {options}".split()])
+        dense_prediction.main()
+        return capsys.readouterr().out
+
+    run("--seeds 0")
+    first = read_rows(tmp_path / "rows.json")
+    assert [(row.job.method, row.job.target, row.epochs) for row in first] == [
+        ("whole", 100, 1),
+        ("whole, trained on", 100, 4),
+        ("gates", 50, 4),
+        ("scaled", 50, 4),
+        ("scaled, shorter", 50, 2),
+    ]
+    assert [row.left for row in first[:2]] == [1.0, 1.0]
+    assert all(abs(row.off) < 1 for row in first)
+    assert [row.alone is None for row in first] == [True, True, False, True, True]
+    assert len({row.loss for row in first}) == 5, "networks are the same"
+    text = run("--seeds 0 --gate-rate 3")
+    again = read_rows(tmp_path / "rows.json")
+    assert again[:5] == first
+    assert again[5].loss == first[0].loss, "the whole network is another, though nothing of it is"
+    assert again[7].loss != first[2].loss, "gates learn at another rate"
+    assert " to " not in text, "rows of other settings are in the table"
+    assert "cut at a probability of 0.5" in text
+
+
+def dense_row(
+    method: str, target: int, left: float, loss: float, alone: float | None = None, seed: int = 0
+) -> DenseRow:
+    return DenseRow(DenseJob("denoising", seed, method, target, ""), 1.0, left, alone, None, loss, 20.0, 3, 1.0)
+
+
+def test_dense_tables_say_what_the_rows_say() -> None:
+    rows = [
+        dense_row("gates", 50, 0.49, 0.1, alone=0.55),
+        dense_row("gates", 50, 0.5, 0.3, alone=0.5, seed=1),
+        dense_row("scaled", 50, 0.505, 0.2),
+        dense_row("scaled", 50, 0.505, 0.2, seed=1),
+        dense_row("whole", 100, 1.0, 0.1),
+    ]
+    lines = table(rows, ["whole", "gates", "scaled"], "PSNR, dB").splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["whole", "gates", "scaled"]
+    assert "-1.00 (-2.00 to +0.00)" in lines[3]
+    assert "0.2000 (0.1000 to 0.3000)" in lines[3]
+    assert "| PSNR, dB |" in lines[0].replace("  ", "")
+    said = summary(rows)
+    assert "within 2.00 % of their targets" in said
+    assert "within 10.0 %" in said
+    assert 'that of "scaled" in 1 of 2 pairs' in said
+    assert summary(rows[2:]) == ""
+
+
+@pytest.mark.parametrize(("name", "share"), [("segmentation", 0.75), ("denoising", 0.25)])
+def test_narrower_networks_are_scaled_alike(name: str, share: float) -> None:
+    task = dense_prediction_tasks.TASKS[name]
+    widths = dense_prediction_tasks.scaled_widths(name, share)
+    left = dense_prediction_tasks.macs_of(name, widths) / dense_prediction_tasks.macs_of(name, task.widths)
+    assert left == pytest.approx(share, rel=0.02)
+    least = max((width - 1) / whole for width, whole in zip(widths, task.widths, strict=True))
+    most = min((width + 1) / whole for width, whole in zip(widths, task.widths, strict=True))
+    assert least < most, "no one number scales to these widths"
+
+
+def test_drawn_images_are_what_they_say() -> None:
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    images, labels = dense_prediction_tasks.scenes(64, generator())
+    assert images.shape == (64, 3, 64, 64)
+    assert torch.equal(labels.unique(), torch.arange(4))
+    assert torch.equal(dense_prediction_tasks.scenes(64, generator())[0], images)
+    plain, textured = (images[:, 0][labels == kind] for kind in (1, 2))
+    assert textured.var() > plain.var() + 0.05, "stripes are missing"
+    noisy, clean = dense_prediction_tasks.raw_pairs(64, generator())
+    assert clean.min() >= 0
+    assert clean.max() <= 1
+    noise = noisy - clean
+    assert abs(float(noise.mean())) < 0.005
+    assert noise[clean > 0.8].var() > 1.2 * noise[clean < 0.2].var(), "shot noise grows with the light"
+
+
+def test_metrics_are_those_of_the_books() -> None:
+    labels = torch.tensor([[[0, 0, 1, 1]]])
+    logits = torch.nn.functional.one_hot(torch.tensor([[[0, 1, 1, 1]]]), 2).movedim(-1, 1).float()
+    assert dense_prediction_tasks.mean_iou(logits, labels) == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
+    clean = torch.zeros(2, 1, 2, 2)
+    off = torch.tensor([0.1, 0.01]).view(2, 1, 1, 1).expand_as(clean)
+    assert dense_prediction_tasks.psnr(off, clean) == pytest.approx((20 + 40) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "squeezenet1_1"])
+def test_decided_gates_cost_what_they_keep(name: str) -> None:
+    found = gate_cost.exactness(name, 64, draws=2)
+    assert abs(found.expected) <= 1e-12
+    assert abs(found.counted) <= 1e-12
+    assert 0 < found.kept[0] < found.kept[1] < found.whole
+
+
+def test_steps_with_gates_are_timed_part_by_part() -> None:
+    times = gate_cost.time_steps("squeezenet1_1", size=32, batch=2, rounds=1, warmup=0)
+    assert list(times) == list(gate_cost.VARIANTS)
+    assert all(found.median > 0 for found in times.values())
+    ladder = [Times((100.0 * 1.2**i, 200.0 * 1.2**i)) for i in range(len(gate_cost.VARIANTS))]
+    drawn = dict(zip(gate_cost.VARIANTS, ladder, strict=True))
+    assert "| constant masks               |          180 |      150 to 210 |                     1.200 |" in (
+        gate_cost.step_table(drawn)
+    )
+    multiplying = gate_cost.parts_table(drawn).splitlines()[2]
+    assert "constant masks − no gates" in multiplying
+    assert "+30.0 |  +25.0 to +35.0 |" in multiplying
+    assert "+20.0%" in multiplying
+
+
+def test_variants_add_one_thing_at_a_time() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 3))
+    network = torch.nn.Sequential(model, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    batch = torch.randn(4, 3, 8, 8), torch.randint(0, 4, (4,))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    for name, variant in gate_cost.VARIANTS.items():
+        gate_cost.step_of(network, variant, batch)()
+        assert variant.beyond in ("", *gate_cost.VARIANTS), name
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -95,9 +95,9 @@ def step_of(model: nn.Module, variant: Variant, batch: Batch) -> Callable[[], No
         for mask in module.get_submodule(MASKS).buffers():
             mask.requires_grad_(mask.is_floating_point())
     hooks = [LearnedChannels(0.5 * Gates(module).whole)] if gates_of(module) else []
+    optimizer = make_optimizer(module, hooks, Training(1, learning_rate=1e-4, optimizer="adamw"))
     for hook in hooks:
         hook.before_epoch(module, BEGIN)
-    optimizer = make_optimizer(module, hooks, Training(1, learning_rate=1e-4, optimizer="adamw"))
     penalties = hooks if variant.penalised else []
 
     @torch.enable_grad()

@@ -39,8 +39,10 @@ from benchmarks.learned_channels_rows import (
     read_rows,
     spelled,
 )
-from benchmarks.learned_channels_runs import DEPTHS, LOGITS, Setting, case_of, estimate, measure
+from benchmarks.learned_channels_runs import DEPTHS, LOGITS, Setting, beginning, case_of, estimate, learn, measure
 from benchmarks.machine import describe_run, publish
+from fxprune.insights import layer_widths
+from fxprune.plots import plot_gates, plot_widths
 
 GATES: dict[str, Any] = {
     "optimizer": "adamw",
@@ -167,6 +169,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads that torch may use")
     parser.add_argument("--json", type=Path, metavar="FILE", help="rows, kept and added to")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="where runs are kept; temporary by default")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="a folder that is there, for pictures of gates")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE")
     return parser.parse_args()
 
@@ -185,6 +188,18 @@ def setting_of(arguments: argparse.Namespace, work: Path) -> Setting:
     )
 
 
+def draw(arguments: argparse.Namespace, setting: Setting) -> None:
+    """Plot how the gates of the first seed decided, and what widths they left; their runs are in the work folder."""
+    for job in jobs_of_pruning(arguments, setting):
+        if job.method not in LOGITS or job.seed != arguments.seeds[0]:
+            continue
+        start = beginning(job, setting)
+        learned, name = learn(start, setting, setting.work / start.folder), f"{job.model}-{job.level}-{job.method}"
+        widths = layer_widths(learned.result.traced, learned.result.report)
+        plot_gates(learned.trail, arguments.plots / f"{name}-gates.png")
+        plot_widths(widths, arguments.plots / f"{name}-widths.png")
+
+
 def sections(arguments: argparse.Namespace, setting: Setting) -> Iterator[str]:
     """Measure, and yield the tables of every part."""
     if "pruning" in arguments.part:
@@ -193,6 +208,8 @@ def sections(arguments: argparse.Namespace, setting: Setting) -> Iterator[str]:
             case = case_of(name, setting)
             yield f"### {case.title}\n\nDense: {top1(case, case.model):.2f} %. {case.note}."
             yield pruning_tables([row for row in rows if row.model == name], METHODS)
+        if arguments.plots is not None:
+            draw(arguments, setting)
     if "distillation" in arguments.part:
         rows = measure_all(list(jobs_of_distillation(arguments, setting)), setting, arguments.json)
         yield f"### Fine-tuning under teachers\n\n{distillation_table(rows, TEACHERS)}"

@@ -18,7 +18,7 @@ from benchmarks.cases import Case, batches, cifar_case, top1, training_data
 from benchmarks.learned_channels_rows import ALONE, Job, Row, spelled
 from fxprune.training import History, Training, cross_entropy, distill, train
 
-__all__ = ["DEPTHS", "LOGITS", "Setting", "case_of", "estimate", "measure"]
+__all__ = ["DEPTHS", "LOGITS", "Setting", "beginning", "budget", "case_of", "estimate", "learn", "measure"]
 
 DEPTHS = {"resnet20": 20, "resnet56": 56}
 LOGITS: dict[str, dict[str, Any]] = {

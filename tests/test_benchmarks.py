@@ -159,7 +159,9 @@ def learned_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_gates_and_criteria_leave_the_same_and_train_for_as_many_steps(learned_run: LearnedRun) -> None:
-    text = learned_run("--methods gates,trained,l2,fpgm,taylor --seeds 0")
+    text = learned_run(f"--methods gates,trained,l2,fpgm,taylor --seeds 0 --plots {learned_run.folder}")
+    pictures = {f"resnet20-50-{method}-{what}.png" for method in ("gates", "trained") for what in ("gates", "widths")}
+    assert pictures < {path.name for path in learned_run.folder.iterdir()}
     rows = learned_run.rows()
     assert [(row["method"], row["learn_steps"], row["tune_steps"]) for row in rows] == [
         ("gates", 2, 2),

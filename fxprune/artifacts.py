@@ -84,8 +84,8 @@ def write_folder(
             write_onnx(shipped, inputs, aside / "model.onnx")
         aside.chmod(0o755)
         aside.rename(target)
-    except OSError as error:
-        raise ArtifactError(f"cannot write '{target}': {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"cannot write '{target}': {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
@@ -103,7 +103,9 @@ def check_free(target: Path) -> None:
 def _write_pt2(module: fx.GraphModule, inputs: Inputs, path: Path) -> None:
     with _explained("torch.export"):
         program = torch.export.export(copy.deepcopy(module).eval(), inputs.args, inputs.kwargs, strict=False)
-        torch.export.save(program, path)
+        # Written by torch itself, a file on a full disk ends the process.
+        torch.export.save(program, file := io.BytesIO())
+    path.write_bytes(file.getbuffer())
 
 
 def write_onnx(module: nn.Module, inputs: Inputs, path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -243,13 +244,16 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device")
 
+    def failing_as_safetensors_does(*_: Any, **__: Any) -> Any:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
     original = Path.write_text
 
     def write(self: Path, *args: Any, **options: Any) -> int:
         return full() if self.name == failing else original(self, *args, **options)
 
     if failing == "model.safetensors":
-        monkeypatch.setattr(artifacts, "save_model", full)
+        monkeypatch.setattr(artifacts, "save_model", failing_as_safetensors_does)
     elif failing == "rename":
         monkeypatch.setattr(Path, "rename", full)
     else:

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from fxprune import artifacts
 from fxprune.api import recipes
 from fxprune.cli import commands, learning
+from fxprune.insights.widths import stage_table
 from fxprune.recipes.folders import Summary
 
 MODELS = """
@@ -34,6 +35,10 @@ from torch.utils.data import TensorDataset
 def train():
     images = torch.rand(60, 3, 32, 32)
     return TensorDataset(images, (images[:, 0].mean((1, 2)) > images[:, 1].mean((1, 2))).long())
+
+def loud():
+    print("reading")
+    return train()
 """
 
 RECIPE = """
@@ -93,6 +98,7 @@ def test_totals_measures_notes_and_places_are_printed(printed: str, place: Path)
     summary = Summary.read(place / "out")
     assert summary is not None
     assert rows["MACs"][:2] == [f"{macs:,}" for macs in summary.macs]
+    assert f"\n\n{stage_table(summary.stages)}\n\n" in printed
     assert rows["validation"] == ["loss", "accuracy"]
     for stage in ("before", "cut", "fine-tuned"):
         assert rows[stage] == [f"{summary.measures[stage][name]:.4f}" for name in ("loss", "accuracy")]
@@ -117,11 +123,14 @@ def test_json_for_machines(printed: str, place: Path) -> None:  # noqa: ARG001
 
 
 def test_a_recipe_can_be_checked_alone(place: Path) -> None:
+    (place / "loud.toml").write_text(RECIPE.replace("task.py:train", "task.py:loud"))
     before = set(place.rglob("*"))
     text = _done("--recipe", place / "recipe.toml", "--check")
     assert f"{place / 'recipe.toml'} can be run: one step of learn, finetune went well, nothing was written" in text
     assert "The model has 646,000 MACs and 842 parameters; the target is macs = 50%" in text
-    facts = json.loads(_done("--recipe", place / "recipe.toml", "--check", "--json"))
+    result = _call("--recipe", place / "loud.toml", "--check", "--json")
+    assert result.stderr == "reading\n", "what functions of the user's print is no result"
+    facts = json.loads(result.stdout)
     assert (facts["macs"], facts["parameters"], facts["target"]) == (646_000, 842, "50%")
     assert facts["stages"] == ["learn", "finetune"]
     assert set(place.rglob("*")) - before <= set(place.glob("__pycache__/*"))

@@ -28,6 +28,7 @@ from fxprune.api.learning import learn_channels
 from fxprune.api.recipes import check_recipe, read_recipe, run_recipe
 from fxprune.batchnorm import recalibrate_batchnorm
 from fxprune.errors import UsageError
+from fxprune.insights.widths import layer_widths, stage_widths
 from fxprune.recipes import changed_keys, open_task
 from fxprune.recipes.folders import Summary
 from fxprune.recipes.task import LOSSES, MEASURES
@@ -51,6 +52,9 @@ def wide():
 
 def three():
     return net(8, 3)
+
+def one():
+    return net(8, 1)
 
 def denoiser():
     torch.manual_seed(4)
@@ -88,6 +92,9 @@ class Broken(Dataset):
     def __getitem__(self, index):
         raise OSError(f"no file {index * 0}")
 
+def empty():
+    return TensorDataset(torch.zeros(0, 1))
+
 def number():
     return 3
 
@@ -108,6 +115,9 @@ def vector(module, batch):
 
 def measure(module, batch):
     return {"accuracy": (module(batch[0]).argmax(1) == batch[1]).float()}
+
+def gap(student, teacher):
+    return (student.mean(1) - teacher[:, 0]).square().mean()
 
 def adam(groups):
     return torch.optim.Adam(groups)
@@ -156,6 +166,11 @@ measure = "reconstruction"
 [learn]
 macs = "50%"
 epochs = 1
+
+[finetune]
+epochs = 1
+optimizer = "adamw"
+learning_rate = 1.0
 """
 
 
@@ -265,7 +280,13 @@ MISTAKES = [
     ("epochs = 2", "epoch = 2", "unknown key learn.epoch; did you mean 'epochs'? (and 1 more mistake)"),
     ("epochs = 2", "", "learn.epochs is missing; give a whole number"),
     ("epochs = 2", "epochs = 0", "learn.epochs is 0; give a whole number, 1 or more"),
-    ("epochs = 2", "epochs = 2\nkeep_best = true", "unknown key learn.keep_best; known: epochs, learning_rate"),
+    (
+        "epochs = 2",
+        "epochs = 2\nkeep_best = true",
+        "unknown key learn.keep_best; where channels are learned, the last weig",
+    ),
+    ("epochs = 2", "epochs = 2\nseed = 3", "unknown key learn.seed; it stands at the top of the recipe"),
+    ("weight = 2.0", "seed = 3", "unknown key finetune.seed; it stands at the top of the recipe"),
     ("epochs = 2", "epochs = 2\nmomentum = 2", "learn.momentum is 2.0; give a number in [0, 1)"),
     ("epochs = 2", "epochs = 2\nclip_norm = 0", "learn.clip_norm is 0.0; give a number above 0, or false"),
     ("epochs = 2", "epochs = 2\nclip_norm = true", "learn.clip_norm is true; give a number or false"),
@@ -340,6 +361,12 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: bytes | None, messag
     assert f"cannot read the recipe '{tmp_path}': Is a directory" in _message(lambda: read_recipe(tmp_path))
 
 
+def test_a_byte_order_mark_is_left_out_and_a_tilde_is_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8-sig")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_recipe("~/recipe.toml").text == RECIPE
+
+
 def test_without_pydantic_the_extra_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydantic", None)
     assert "pip install 'fxprune[train]'" in _message(lambda: read_recipe(place / "recipe.toml"))
@@ -380,7 +407,11 @@ def test_batches_are_taken_as_they_are(write: Callable[..., Path], name: str, ki
 
 
 def test_a_stream_is_batched_but_not_shuffled(write: Callable[..., Path]) -> None:
-    path = write(('"mine.py:images"\nheld_out = "25%"', '"mine.py:stream"\nvalidation = "mine.py:images"'))
+    path = write(
+        ('"mine.py:images"\nheld_out = "25%"', '"mine.py:stream"\nvalidation = "mine.py:images"'),
+        ("epochs = 2", "epochs = 2\nsteps_per_epoch = 1"),
+        ("epochs = 3", "epochs = 3\nsteps_per_epoch = 1"),
+    )
     images, labels = next(iter(_data(path).batches))
     assert (images.shape, labels.shape) == ((16, 1, 8, 8), (16,))
 
@@ -397,6 +428,8 @@ BAD_DATA = [
     ("mine.py:stream", "held_out = 0.5", "returned Stream; return one, or name validation data"),
     ("mine.py:images", "held_out = 1e-3", "held_out is 0.001, and of 64 samples that is 0; leave some on both sides"),
     ("mine.py:images", 'held_out = "100%"', "that is 64; leave some on both sides"),
+    ("mine.py:stream", "", "have no length; set learn.steps_per_epoch and finetune.steps_per_epoch"),
+    ("mine.py:empty", "", "data: making batches of the data failed: ValueError: num_samples"),
     ("mine.py:nothing", "", "data: the training data have no batch; give one or more"),
     ("mine.py:Broken", "", "data: reading the first batch of the training data failed: OSError: no file 0"),
 ]
@@ -463,6 +496,9 @@ def test_the_summary_says_what_the_saved_model_does(whole: Path, place: Path) ->
     assert result.report.macs == (before, after)
     assert 0.3 * before < after <= 0.5 * before
     assert facts["parameters"] == list(result.report.parameters)
+    summary = Summary.read(whole)
+    assert summary is not None
+    assert summary.stages == stage_widths(layer_widths(result.traced, result.report))
     assert facts["target"] == "50%"
     assert list(facts["measures"]) == ["before", "cut", "fine-tuned"]
     batch = next(iter(_data(place / "recipe.toml").validation))
@@ -510,24 +546,17 @@ DEATHS = {
 }
 
 
-@pytest.fixture
-def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes half of the time and, as `whole` shows, leaves no trace."""
-    monkeypatch.setattr(api._Run, "rehearsed", lambda _: None)
-
-
-def _run_until(death: str, recipe: Path, out: Path) -> None:
-    with pytest.MonkeyPatch.context() as context:
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as context:
+        context.setattr(api._Run, "rehearsed", lambda _: None)  # half of the time
         _kill(context, *DEATHS[death])
         with pytest.raises(Killed):
-            run_recipe(recipe, out)
-
-
-@pytest.mark.usefixtures("unrehearsed")
-@pytest.mark.parametrize("death", DEATHS)
-def test_a_run_that_was_killed_ends_as_if_it_had_not_been(whole: Path, tmp_path: Path, death: str) -> None:
-    out = tmp_path / "out"
-    _run_until(death, whole / "recipe.toml", out)
+            run_recipe(whole / "recipe.toml", out)
+    monkeypatch.setattr(api._Run, "rehearsed", pytest.fail)
     assert not (out / "summary.json").exists()
     logs = {path: path.read_bytes() for path in out.glob("learn/log.csv") if death != "after an epoch of learning"}
     run_recipe(whole / "recipe.toml", out)
@@ -553,7 +582,7 @@ OTHER_RECIPES = [
     (("epochs = 2", "epochs = 3"), "learn.epochs was 2, is now 3; go on with the same one"),
     (("seed = 5", "seed = 6"), "seed was 5, is now 6"),
     (('"mine.py:net"', '"mine.py:wide"'), 'mine.py:net", is now "'),
-    (("weight = 2.0", "weight = 2.0\n[output]\nonnx = true"), "output.onnx was false, is now true"),
+    (("weight = 2.0", "weight = 2.0\n[output]\nonnx = true"), "output.onnx was false, is now true; remove '"),
     (("weight = 2.0", "weight = 2.0\ndivergence = 'mse'"), 'finetune.divergence was "kl", is now "mse"'),
     ((RECIPE[RECIPE.index("[finetune]") :], ""), "finetune.teachers was [{"),
 ]
@@ -571,16 +600,6 @@ def test_another_recipe_is_refused_in_the_same_folder(
     assert _files(whole) == before
 
 
-@pytest.mark.usefixtures("unrehearsed")
-def test_what_is_written_may_change_before_a_run_is_finished(
-    write: Callable[..., Path], place: Path, tmp_path: Path
-) -> None:
-    _run_until("before the summary is written", place / "recipe.toml", tmp_path)
-    run_recipe(write(("weight = 2.0", "weight = 2.0\n[output]\npt2 = true")), tmp_path)
-    assert (tmp_path / "model" / "model.pt2").is_file()
-    assert "pt2 = true" in (tmp_path / "recipe.toml").read_text()
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -596,24 +615,27 @@ def test_folders_of_something_else_are_refused(
     assert message in _message(lambda: run_recipe(place / "recipe.toml", tmp_path / "out"))
 
 
-def test_a_damaged_summary_is_named(whole: Path, place: Path, tmp_path: Path) -> None:
+def test_without_its_summary_a_run_writes_other_outputs(
+    whole: Path, write: Callable[..., Path], place: Path, tmp_path: Path
+) -> None:
     shutil.copytree(whole, tmp_path / "out")
     (tmp_path / "out" / "summary.json").write_text("{}")
     found = _message(lambda: run_recipe(place / "recipe.toml", tmp_path / "out"))
     assert "is not the summary of a run (KeyError: 'macs'); remove it" in found
     (tmp_path / "out" / "summary.json").unlink()
-    run_recipe(place / "recipe.toml", tmp_path / "out")
+    run_recipe(write(("weight = 2.0", "weight = 2.0\n[output]\npt2 = true")), tmp_path / "out")
     assert _same(whole, tmp_path / "out")
+    assert (tmp_path / "out" / "model" / "model.pt2").is_file()
+    assert "pt2 = true" in (tmp_path / "out" / "recipe.toml").read_text()
 
 
 LATE_MISTAKES = [
     (('"mine.py:wide"', '"mine.py:wied"'), "finetune.teachers[1]: '", "did you mean 'wide'?"),
     (
         ('"mine.py:wide"', '"mine.py:three"'),
-        "finetune: teacher 2 (Sequential) gives [16, 3] where the module gives",
+        "finetune: teachers[1] (Sequential) gives [16, 3] where the module gives",
         "",
     ),
-    (('"mine.py:wide"', '"mine.py:denoiser"'), "finetune.teachers[1]: the loss fails on the first batch: ", "rror: "),
     (("epochs = 3", "epochs = 1"), "finetune: epochs is 1, and 2 teachers share them", ""),
     (("weight = 2.0", "weight = -2.0"), "finetune: weight is -2.0; give a number, 0 or more", ""),
     (("weight = 2.0", "weight = 2.0\n[output]\nonnx = true"), "ONNX", "pip install"),
@@ -622,10 +644,12 @@ LATE_MISTAKES = [
     (('macs = "50%"', 'macs = "50%"\nexclude = "layer"'), "learn: no layer matches 'layer'", ""),
     (('"1x1x8x8"]', '"1x1x8x8"]\nfrontend = "jit"'), "learn: unknown front end 'jit'", ""),
     (('name = "mine.py:net"', 'name = "resnet18"'), "model: cannot tell where model 'resnet18' comes from", ""),
-    (('"cross-entropy"', '"mine.py:confused"'), "task.loss: the loss fails on the first batch: TypeError", ""),
+    (('"cross-entropy"', '"mine.py:confused"'), "learn: the loss '", "mine.py:confused' failed: TypeError"),
     (('"cross-entropy"', '"mine.py:vector"'), "learn: the loss returned a tensor [16]; return a scalar tensor", ""),
     (('"cross-entropy"', '"mine.py:lost"'), "data: '", "has no callable 'lost'; did you mean 'loss'?"),
-    (('"classification"', '"mine.py:confused"'), "task.measure: the measure fails on the first batch: TypeError", ""),
+    (('"classification"', '"mine.py:confused"'), "task: the measure '", "confused' failed: TypeError"),
+    (("0.05", '0.05\noptimizer = "mine.py:failing"'), "learn: the optimizer '", "failing' failed: TypeError"),
+    (("weight", 'divergence = "mine.py:loss"\nweight'), "finetune: the divergence '", "loss' failed: TypeError"),
     (('"classification"', '"mine.py:measure"'), "measure returned accuracy; return a mapping", "'loss'"),
 ]
 
@@ -654,24 +678,26 @@ def test_a_denoiser_learns_from_lists_of_batches(place: Path, tmp_path: Path) ->
     told: list[str] = []
     summary = run_recipe(place / "denoising.toml", tmp_path / "out", tell=told.append)
     assert told[:3] == ["trying every stage on one batch", "measuring the model", "learning channels"]
-    assert list(summary.measures) == ["before", "cut"]
+    assert list(summary.measures) == ["before", "cut", "fine-tuned"]
     assert set(summary.measures["cut"]) == {"loss", "psnr"}
-    assert list(summary.seconds) == ["learn"]
-    assert not (tmp_path / "out" / "finetune").exists()
+    assert list(summary.seconds) == ["learn", "finetune"]
+    assert (tmp_path / "out" / "finetune" / "log.csv").is_file()
+    note = artifacts.read_report(tmp_path / "out" / "model").notes[-1]
+    assert f"the validation loss was {summary.measures['cut']['loss']:.4g} after the cut and is" in note
     loaded = fxprune.load(tmp_path / "out" / "model", build_model(ModelSource(f"{place}/mine.py:denoiser")).model)
     batches = _data(place / "denoising.toml").validation
     with torch.no_grad():
         losses = [LOSSES["mse"](loaded.module, batch).item() for batch in batches]
-    assert summary.measures["cut"]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert summary.measures["fine-tuned"]["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_without_validation_nothing_is_measured(place: Path, tmp_path: Path) -> None:
     text = DENOISING.replace('validation = "mine.py:noisy"', "").replace('measure = "reconstruction"', "")
-    (place / "unmeasured.toml").write_text(text + "[finetune]\nepochs = 1\n")
+    (place / "unmeasured.toml").write_text(text[: text.index("[finetune]")])
     summary = run_recipe(place / "unmeasured.toml", tmp_path / "out")
     assert summary.measures == {}
-    assert list(summary.seconds) == ["learn", "finetune"]
-    assert (tmp_path / "out" / "finetune" / "log.csv").is_file()
+    assert list(summary.seconds) == ["learn"]
+    assert not (tmp_path / "out" / "finetune").exists()
 
 
 def test_statistics_are_estimated_anew_on_request(place: Path, tmp_path: Path) -> None:
@@ -704,9 +730,14 @@ def test_plots_without_matplotlib_are_refused_before_the_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_check_takes_a_step_of_everything_and_writes_nothing(place: Path) -> None:
+def test_a_check_takes_a_step_of_everything_and_writes_nothing(
+    place: Path, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a teacher that the task's loss cannot be asked of."""
+    path = write(('"mine.py:wide"', '"mine.py:one"'), ("weight", 'divergence = "mine.py:gap"\nweight'))
     before = _files(place)
-    summary = check_recipe(place / "recipe.toml")
+    monkeypatch.setattr(loop, "write_checkpoint", pytest.fail)
+    summary = check_recipe(path)
     assert list(summary.seconds) == ["learn", "finetune/teacher-1", "finetune/teacher-2"]
     assert summary.macs[1] <= summary.macs[0] / 2
     assert _files(place).keys() - before.keys() == set()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fxprune.callables import import_callable
 from fxprune.checkpoint import load_checkpoint
 from fxprune.errors import InputError
 from fxprune.zoo import ModelSource, build_model, read_shape
@@ -32,12 +33,18 @@ def failing():
 
 def wrong():
     return 3
+
+def late():
+    from late_neighbour import SHAPE
+    return bare(), torch.zeros(SHAPE)
 """
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> Path:
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "neighbour.py").write_text("WIDTH = 8\n")
+    (tmp_path / "late_neighbour.py").write_text("SHAPE = (1, 3, 9, 9)\n")
     (tmp_path / "models.py").write_text(MODELS)
     return tmp_path / "models.py"
 
@@ -159,7 +166,16 @@ def test_a_callable_gives_a_module_and_its_inputs(models: Path) -> None:
     built = build_model(ModelSource(f"{models}:paired"))
     assert built.inputs.tensors()[0].shape == (1, 3, 9, 9)
     assert not built.model.training
-    assert str(models.parent) not in sys.path
+    assert build_model(ModelSource(f"{models}:late")).inputs.tensors()[0].shape == (1, 3, 9, 9), "imports when called"
+
+
+def test_callables_of_a_file_share_its_globals_until_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "sharing.py"
+    path.write_text("KEPT = []\nkeep = KEPT.append\ndef kept():\n    return KEPT\n")
+    import_callable(f"{path}:keep")(3)
+    assert import_callable(f"{path}:kept")() == [3]
+    path.write_text("def kept():\n    return 'anew'\n")
+    assert import_callable(f"{path}:kept")() == "anew"
 
 
 def test_a_callable_that_gives_a_module_needs_a_shape(models: Path) -> None:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxprune.api.learning import Learned, learn_channels
 from fxprune.api.replay import save
 from fxprune.api.results import Result
 from fxprune.batchnorm import recalibrate_batchnorm
-from fxprune.errors import FxpruneError, InputError, UsageError, first_line
-from fxprune.insights.widths import layer_widths
+from fxprune.errors import UsageError
+from fxprune.gating.trail import GateTrail
+from fxprune.insights.widths import LayerWidth, layer_widths, stage_widths
 from fxprune.machine import this_machine
 from fxprune.plots import check_plot, plot_gates, plot_widths
 from fxprune.recipes import folders, reading
@@ -58,16 +58,12 @@ def check_recipe(path: str | os.PathLike[str]) -> Summary:
     return _open(read_recipe(path)).rehearsed()
 
 
-def _unheard(stage: str) -> None:
-    """Tell nobody of a stage."""
-
-
 def run_recipe(
-    path: str | os.PathLike[str], folder: str | os.PathLike[str], *, tell: Callable[[str], object] = _unheard
+    path: str | os.PathLike[str], folder: str | os.PathLike[str], *, tell: Callable[[str], object] = lambda _: None
 ) -> Summary:
     """Learn which channels matter, cut the others and fine-tune what is left, as a recipe says.
 
-    Before the work one step of everything is taken on the first batch, so that a mistake anywhere in the recipe shows
+    Before a new run one step of everything is taken on the first batch, so that a mistake anywhere in the recipe shows
     at once. The folder gets recipe.toml (which reproduces the run from there), learn/ and finetune/ (logs and
     checkpoints), model/ (what `fxprune.save` writes), on request widths.png and gates.png, and at the end summary.json.
 
@@ -89,8 +85,9 @@ def run_recipe(
     if finished is not None:
         return finished
     run = _open(file)
-    tell("trying every stage on one batch")
-    run.rehearsed()
+    if not folders.has_begun(place):
+        tell("trying every stage on one batch")
+        run.rehearsed()
     if is_first_process():
         folders.claim_folder(place, file)
     return replace(run, folder=place).advance(tell)
@@ -105,15 +102,14 @@ def is_first_process() -> bool:
 
 @dataclass(frozen=True)
 class _Run:
-    """A recipe with all that it names, and the folder where it runs; a `short` one takes one step of each training."""
+    """A recipe with all that it names, and the folder where it runs; without one it takes one step of each training."""
 
     file: Path
     recipe: Recipe
     built: BuiltModel
     teachers: tuple[nn.Module, ...]
     task: Task
-    folder: Path = Path()
-    short: bool = False
+    folder: Path | None = None
 
     def learn(self) -> Learned:
         """Learn which channels matter and cut the others."""
@@ -146,13 +142,10 @@ class _Run:
             return _means(module, self.task.validation, measure)
 
     def rehearsed(self) -> Summary:
-        """Run in a folder that goes away, on the first batches, and return what came of it."""
+        """Run on the first batches, save in a folder that goes away, and return what came of it."""
         with _located(self.file, "data"):
             first = self.task.first(open_accelerator("no").num_processes)
-        brief = replace(self, short=True, task=first)
-        brief._check_functions()
-        with tempfile.TemporaryDirectory() as aside:
-            return replace(brief, folder=Path(aside)).advance(_unheard)
+        return replace(self, task=first).advance(lambda _: None)
 
     def advance(self, tell: Callable[[str], object]) -> Summary:
         """Go on to the end from where the folder is."""
@@ -167,49 +160,44 @@ class _Run:
             tell("fine-tuning")
             histories |= self.finetune(result.module, self.recipe.finetune)
             measures["fine-tuned"] = self.means(result.module)
+            result = replace(result, notes=(*result.notes, *_worse(measures["cut"], measures["fine-tuned"])))
+        widths = layer_widths(result.traced, result.report)
         summary = Summary(
             target=self.recipe.learn.arguments(learn_channels)["macs"],
             macs=result.report.macs,
             parameters=result.report.parameters,
+            stages=stage_widths(widths),
             measures={stage: row for stage, row in measures.items() if row},
             seconds={name: _seconds(history) for name, history in histories.items()},
             versions=this_machine(_VERSIONS).versions,
         )
         if is_first_process():
             tell("writing")
-            with _located(self.file, "output"):
-                self._write(result, learned, summary)
+            with _located(self.file, "output"), tempfile.TemporaryDirectory() as aside:
+                folder = self.folder or Path(aside)
+                self._write(folder, result, learned.trail, widths)
+                summary.write(folder)
         return summary
 
-    def _write(self, result: Result, learned: Learned, summary: Summary) -> None:
-        """Write all that a finished run has, the summary last: where that is absent, all is written anew."""
-        output, model = self.recipe.output, self.folder / "model"
+    def _write(self, folder: Path, result: Result, trail: GateTrail, widths: Sequence[LayerWidth]) -> None:
+        """Write the model and the pictures; where there is no summary yet, all is written anew."""
+        output, model = self.recipe.output, folder / "model"
         shutil.rmtree(model, ignore_errors=True)
         save(result, model, pt2=output.pt2, onnx=output.onnx)
         if output.plots:
-            widths = layer_widths(result.traced, result.report)
-            _draw(lambda path: plot_widths(widths, path), self.folder / "widths.png")
-            _draw(lambda path: plot_gates(learned.trail, path), self.folder / "gates.png")
-        summary.write(self.folder)
-
-    def _check_functions(self) -> None:
-        """Call the loss of the model and of every teacher, and the measure: what fails now is no defect of fxprune."""
-        models = {"task.loss": self.built.model}
-        models |= {f"finetune.teachers[{place}]": teacher for place, teacher in enumerate(self.teachers)}
-        for name, module in models.items():
-            with _located(self.file, name):
-                _means(module, self.task.batches, _only_called(self.task.loss, "the loss"))
-        if self.task.measure is not None and self.task.validation is not None:
-            with _located(self.file, "task.measure"):
-                _means(self.built.model, self.task.validation, _only_called(self.task.measure, "the measure"))
+            plot_widths(widths, folder / "widths.png")
+            plot_gates(trail, folder / "gates.png")
 
     def _how(self, name: str) -> dict[str, Any]:
-        return {"validation": self.task.validation, "measure": self.task.measure, "folder": self.folder / name}
+        folder = None if self.folder is None else self.folder / name
+        return {"validation": self.task.validation, "measure": self.task.measure, "folder": folder}
 
     def _options(self, job: Job, shares: int = 1) -> Training:
-        """Return how to train: in a short run one step for each of those that share the epochs."""
+        """Return how to train: without a folder one step for each of those that share the epochs."""
         options = job.training(self.recipe.seed)
-        return replace(options, epochs=min(options.epochs, shares), steps_per_epoch=1) if self.short else options
+        if self.folder is not None:
+            return options
+        return replace(options, epochs=min(options.epochs, shares), steps_per_epoch=1)
 
 
 _VERSIONS = ("fxprune", "torch", "torchvision", "accelerate")
@@ -249,19 +237,13 @@ def _means(module: nn.Module, batches: Iterable[Any], measure: Measure) -> dict[
         return Validation(module, feed(batches, accelerator, 0, even=False), measure).means()
 
 
-def _only_called(function: Callable[[nn.Module, Any], object], what: str) -> Measure:
-    """Return a measure that calls a function and says of all its errors that they are the user's."""
-
-    def measure(module: nn.Module, batch: Any) -> dict[str, Tensor]:
-        try:
-            function(module, batch)
-        except FxpruneError:
-            raise
-        except Exception as error:
-            raise InputError(f"{what} fails on the first batch: {first_line(error)}") from error
-        return {"loss": torch.zeros(())}
-
-    return measure
+def _worse(cut: Mapping[str, float], tuned: Mapping[str, float]) -> Iterator[str]:
+    """Say that fine-tuning did harm, where it did."""
+    if cut and tuned["loss"] > cut["loss"]:
+        yield (
+            f"fine-tuning ended worse than it began: the validation loss was {cut['loss']:.4g} after the cut and is "
+            f"{tuned['loss']:.4g}; fine-tune for longer, or with a lower learning_rate"
+        )
 
 
 def _recalibrate(module: nn.Module, batches: Iterable[Any], seed: int) -> None:
@@ -275,10 +257,3 @@ def _recalibrate(module: nn.Module, batches: Iterable[Any], seed: int) -> None:
 
 def _seconds(history: History) -> float:
     return sum(record.seconds for record in history.records)
-
-
-def _draw(plot: Callable[[Path], object], path: Path) -> None:
-    """Plot to a file aside and rename it."""
-    aside = path.with_name(f".{path.name}")
-    plot(aside)
-    aside.replace(path)

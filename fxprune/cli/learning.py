@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from tabulate import tabulate
 from fxprune import artifacts
 from fxprune.api import recipes
 from fxprune.cli.options import AS_JSON, commands, show_notes
+from fxprune.insights.widths import stage_table
 from fxprune.recipes.folders import Summary
 
 _EXAMPLE = """
@@ -68,14 +70,16 @@ def learn(recipe: Path, out: Path | None, check: bool, as_json: bool) -> None:
     goes on when it is started again.
     """
     if check:
-        summary = recipes.check_recipe(recipe)
+        with redirect_stdout(sys.stderr):
+            summary = recipes.check_recipe(recipe)
         if recipes.is_first_process():
             _show_check(recipe, summary, as_json)
         return
     if out is None:
         raise click.UsageError("Missing option '--out'; or give --check to try the recipe")
     was_finished = Summary.read(out) is not None
-    summary = recipes.run_recipe(recipe, out, tell=_tell)
+    with redirect_stdout(sys.stderr):  # what functions of the user's print is no result
+        summary = recipes.run_recipe(recipe, out, tell=_tell)
     if recipes.is_first_process():
         _show(out, summary, was_finished, as_json)
 
@@ -104,7 +108,7 @@ def _show(out: Path, summary: Summary, was_finished: bool, as_json: bool) -> Non
         facts = {"out": str(out), "was_finished": was_finished, **json.loads(summary.to_json())}
         click.echo(json.dumps(facts | {"report": dataclasses.asdict(report)}, indent=2))
         return
-    click.echo(report.totals())
+    click.echo(f"{report.totals()}\n\n{stage_table(summary.stages)}")
     if summary.measures:
         names = list(dict.fromkeys(name for row in summary.measures.values() for name in row))
         rows = [(stage, *(f"{row[name]:.4f}" for name in names)) for stage, row in summary.measures.items()]

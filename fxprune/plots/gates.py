@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from fxprune.errors import InputError
 from fxprune.gating.trail import GateTrail
 from fxprune.plots.axes import AFTER, CONTRAST, drawn_figure
+from fxprune.plots.widths import short_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +30,8 @@ def plot_gates(trail: GateTrail, target: str | os.PathLike[str] | FigureBase) ->
     """Draw how probable it was in the course of training that channels stay.
 
     Above, how many gates had which probability; in the middle, what they let expect of the multiply-accumulates, and
-    how many of them stood at one half or above; below, the mean of every orbit. Of more than 400 steps as many are
-    drawn, evenly spread.
+    how many of them stood at one half or above; below, the mean of every orbit, which its first layer names. Of more
+    than 400 steps as many are drawn, evenly spread.
 
     Args:
         trail: of `learn_channels`, `Learned.trail`.
@@ -47,11 +49,10 @@ def plot_gates(trail: GateTrail, target: str | os.PathLike[str] | FigureBase) ->
         every = torch.cat(list(trail.probabilities.values()), 1).detach().float().cpu()
         _draw_density(axes[0], edges, every[chosen])
         _draw_shares(axes[1], trail, every)
-        _draw_orbits(
-            axes[2], edges, {name: p.detach().float().cpu()[chosen] for name, p in trail.probabilities.items()}
-        )
+        _draw_orbits(axes[2], edges, trail, chosen)
         axes[2].set_xlim(float(edges[0]), float(edges[-1]))
         axes[2].set_xlabel("step")
+        axes[2].locator_params(axis="x", integer=True, min_n_ticks=1)
     return figure
 
 
@@ -95,15 +96,21 @@ def _draw_shares(axes: Axes, trail: GateTrail, probabilities: Tensor) -> None:
     axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=8)
 
 
-def _draw_orbits(axes: Axes, edges: Tensor, probabilities: dict[str, Tensor]) -> None:
-    means = torch.stack([found.mean(1) for found in probabilities.values()])
-    names = [f"{name} ({found.shape[1]})" for name, found in probabilities.items()]
+def _draw_orbits(axes: Axes, edges: Tensor, trail: GateTrail, chosen: Tensor) -> None:
+    means = torch.stack([found.detach().float().cpu()[chosen].mean(1) for found in trail.probabilities.values()])
+    names = [f"{_named(trail.layers[name]) or name} ({found.shape[1]})" for name, found in trail.probabilities.items()]
     mesh = _mesh(axes, edges, torch.arange(len(names) + 1) - 0.5, means, vmin=0, vmax=1, cmap="viridis")
     step = -(-len(names) // int(_HIGHEST / _ROW))
     axes.set_yticks(range(0, len(names), step), names[::step], fontsize=6)
     axes.invert_yaxis()
-    axes.set_ylabel("orbit (gates)")
+    axes.set_ylabel("layers (gates)")
     axes.figure.colorbar(mesh, ax=axes, label="mean probability", pad=0.01)
+
+
+def _named(layers: Sequence[str]) -> str:
+    """Name layers by the first of them, and how many more there are; parameters of the model itself have no name."""
+    more = f" +{len(layers) - 1}" if len(layers) > 1 else ""
+    return f"{short_name(layers[0])}{more}" if layers else ""
 
 
 def _mesh(axes: Axes, columns: Tensor, rows: Tensor, values: Tensor, **colours: Any) -> Any:

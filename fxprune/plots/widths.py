@@ -14,14 +14,14 @@ from fxprune.plots.axes import AFTER, BEFORE, drawn_axes, inches_wide, name_plac
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_widths"]
+__all__ = ["plot_widths", "short_name"]
 
 _BAND = "#F3F3F3"
 _LINE, _SMALL_LINE, _LETTER = 0.11, 0.09, 0.065
 """Inches that a line of small print is high, one of still smaller print, and that a letter is wide."""
 
 _LONGEST = 32
-"""Letters of a layer's name that are shown, its last ones."""
+"""Letters of a layer's name that are shown, its first and last ones."""
 
 
 def plot_widths(widths: Sequence[LayerWidth], target: str | os.PathLike[str] | Axes) -> Axes:
@@ -43,7 +43,7 @@ def plot_widths(widths: Sequence[LayerWidth], target: str | os.PathLike[str] | A
         if inches >= _SMALL_LINE:
             _write_shares(axes, widths)
         _mark_stages(axes, stage_widths(widths), inches)
-        name_places(axes, [_short(row.layer) for row in widths], most=max(int(inches_wide(axes) / _LINE), 1))
+        name_places(axes, [short_name(row.layer) for row in widths], most=max(int(inches_wide(axes) / _LINE), 1))
         axes.set_ylim(0, 1.22 * max(max(row.channels) for row in widths))  # the legend stands above all bars
         axes.set_ylabel("channels")
         axes.legend(ncols=2, loc="upper left", frameon=False, fontsize=8)
@@ -68,8 +68,10 @@ def _percent(share: float) -> str:
     return ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
+def short_name(name: str) -> str:
+    """Leave out the middle of a long name: its ends tell layers apart."""
+    half = _LONGEST // 2
+    return name if len(name) <= _LONGEST else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _mark_stages(axes: Axes, stages: Sequence[StageWidth], inches: float) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fxprune.errors import ArtifactError, first_line
+from fxprune.insights.widths import StageWidth
 from fxprune.recipes.reading import RecipeFile, changed_keys
+from fxprune.training.checkpoints import NAME
 from fxprune.training.files import replace_file
 
-__all__ = ["RECIPE", "SUMMARY", "Summary", "check_folder", "claim_folder"]
+__all__ = ["RECIPE", "SUMMARY", "Summary", "check_folder", "claim_folder", "has_begun"]
 
 RECIPE, SUMMARY = "recipe.toml", "summary.json"
 
@@ -26,6 +28,7 @@ class Summary:
         macs: multiply-accumulates before and after.
         parameters: those before and after.
         measures: means over the validation data, by stage; none without such data.
+        stages: the widths of layers, resolution by resolution.
         seconds: wall time of training and validation, by stage, also of parts that ran before a kill.
         versions: of what it was made with.
     """
@@ -33,6 +36,7 @@ class Summary:
     target: float | str
     macs: tuple[int, int]
     parameters: tuple[int, int]
+    stages: Sequence[StageWidth]
     measures: Mapping[str, Mapping[str, float]]
     seconds: Mapping[str, float]
     versions: Mapping[str, str]
@@ -62,7 +66,8 @@ class Summary:
                 stage: {name: math.nan if value is None else value for name, value in row.items()}
                 for stage, row in facts["measures"].items()
             }
-            return cls(**facts | pairs | {"measures": rows})
+            stages = tuple(StageWidth(**row | {"channels": tuple(row["channels"])}) for row in facts["stages"])
+            return cls(**facts | pairs | {"measures": rows, "stages": stages})
         except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             raise ArtifactError(
                 f"'{path}' is not the summary of a run ({first_line(error)}); remove it, and the recipe run again "
@@ -92,14 +97,19 @@ def check_folder(folder: Path, file: RecipeFile, read: Callable[[Path], RecipeFi
     ]
     if shown:
         more = f", and {len(shown) - _MOST} more" if len(shown) > _MOST else ""
-        raise ArtifactError(
-            f"'{folder}' holds a run of another recipe: {'; '.join(shown[:_MOST])}{more}; go on with the same one, or "
-            "give another folder"
-        )
+        remedy = "go on with the same one, or give another folder"
+        if all(key.startswith("output.") for key in changed):
+            remedy = f"remove '{folder / SUMMARY}', and the run started again writes its outputs anew"
+        raise ArtifactError(f"'{folder}' holds a run of another recipe: {'; '.join(shown[:_MOST])}{more}; {remedy}")
 
 
 _MOST = 4
 """Changes that a message names."""
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a folder holds a run that has begun to learn."""
+    return (folder / "learn" / NAME).exists()
 
 
 def claim_folder(folder: Path, file: RecipeFile) -> None:

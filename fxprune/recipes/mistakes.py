@@ -35,7 +35,9 @@ def _line(one: Any, kind: type[Table], given: Any) -> tuple[str, str]:
     """Return the dotted key of a mistake, and what to say of it."""
     place = _find(one["loc"], kind, given)
     if one["type"] == "extra_forbidden":
-        return place.key, f"unknown key {place.key}; {nearest(str(one['loc'][-1]), place.table.model_fields)}"
+        own = str(one["loc"][-1])
+        hint = place.table.elsewhere.get(own) or nearest(own, place.table.model_fields)
+        return place.key, f"unknown key {place.key}; {hint}"
     if one["type"] == "value_error":
         return place.key, _joined(place.key, str(one["ctx"]["error"]), place.table)
     fact = (

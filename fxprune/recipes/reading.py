@@ -46,7 +46,7 @@ def read_recipe(path: str | os.PathLike[str], learn: Callable[..., Any], finetun
         from fxprune.recipes.schema import recipe_of
     except ImportError:
         raise UsageError("recipes need the extra: pip install 'fxprune[train]'") from None
-    place = Path(path)
+    place = Path(path).expanduser()
     text = _text(place)
     given = _tables(place, text)
     kind = recipe_of(learn, finetune)
@@ -64,7 +64,7 @@ def read_recipe(path: str | os.PathLike[str], learn: Callable[..., Any], finetun
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise SpecError(f"there is no recipe '{path}'; give a TOML file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 from pydantic import Field, create_model, field_validator, model_validator
 
@@ -17,7 +16,7 @@ from fxprune.selection import read_limit
 from fxprune.training.options import Training
 from fxprune.zoo import ModelSource, read_shape
 
-__all__ = ["Data", "Finetune", "Job", "Model", "Objectives", "Output", "Recipe", "Source", "recipe_of"]
+__all__ = ["Data", "Finetune", "Job", "Learn", "Model", "Objectives", "Output", "Recipe", "Source", "recipe_of"]
 
 
 class Source(Table):
@@ -82,6 +81,8 @@ class Objectives(Table):
 class Job(Table):
     """Options of `Training`, and beside them those of the function that trains."""
 
+    elsewhere: ClassVar = {"seed": "it stands at the top of the recipe, for all that is drawn"}
+
     @model_validator(mode="after")
     def _can_train(self) -> Self:
         _checked(self.training, Training.seed)
@@ -89,7 +90,15 @@ class Job(Table):
 
     def training(self, seed: int) -> Training:
         """Return the options of the training."""
-        return replace(Training(**self.arguments(Training)), seed=seed)
+        return Training(**self.arguments(Training), seed=seed)
+
+
+class Learn(Job):
+    """How channels are learned: all epochs are run."""
+
+    elsewhere: ClassVar = Job.elsewhere | dict.fromkeys(
+        ("keep_best", "tolerance", "smoothing"), "where channels are learned, the last weights of all epochs are kept"
+    )
 
 
 class Finetune(Job):
@@ -146,14 +155,11 @@ class Recipe(Table):
 _OF_OTHERS = ("seed", "validation", "measure", "folder", "frontend", "observers", "hooks", "progress", "teachers")
 """Parameters that a run fills from other tables, or that no file can hold."""
 
-_UNUSED = ("keep_best", "tolerance", "smoothing")
-"""Options of `Training` without effect where channels are learned: all epochs are run, the last weights are kept."""
-
 
 @functools.cache
 def recipe_of(learn: Callable[..., Any], finetune: Callable[..., Any]) -> type[Recipe]:
     """Return the schema whose tables [learn] and [finetune] have the options of two functions."""
-    learning = with_parameters(with_parameters(Job, Training, (*_OF_OTHERS, *_UNUSED)), learn, _OF_OTHERS)
+    learning = with_parameters(with_parameters(Learn, Training, (*_OF_OTHERS, *Learn.elsewhere)), learn, _OF_OTHERS)
     finetuning = with_parameters(with_parameters(Finetune, Training, _OF_OTHERS), finetune, _OF_OTHERS)
     fields: dict[str, Any] = {"learn": (learning, ...), "finetune": (finetuning | None, None)}
     return cast(type[Recipe], create_model("Recipe", __base__=Recipe, **fields))

@@ -5,32 +5,37 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, create_model
 
-from fxprune.callables import import_callable
+from fxprune.callables import blaming, import_callable
 from fxprune.errors import nearest
 
 __all__ = ["File", "Function", "Name", "Strings", "Table", "a_list", "named", "with_parameters"]
 
 
 class Table(BaseModel):
-    """A table of a recipe: no other keys, no conversions."""
+    """A table of a recipe: no other keys, no conversions; of some a message says why they are `elsewhere`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    elsewhere: ClassVar[Mapping[str, str]] = {}
 
     def arguments(self, function: Callable[..., Any]) -> dict[str, Any]:
         """Return the keys that are parameters of a function, with their values; what names a function becomes that.
 
-        Raises `InputError` for a function that cannot be imported.
+        Raises `InputError` for a function that cannot be imported. Errors of the function are `InputError` too.
         """
         known = [name for name in inspect.signature(function).parameters if name in type(self).model_fields]
         values = {name: getattr(self, name) for name in known}
-        return {name: import_callable(v, f"a {name}") if _names_function(v) else v for name, v in values.items()}
+        return {name: _imported(name, value) if _names_function(value) else value for name, value in values.items()}
+
+
+def _imported(option: str, name: str) -> Callable[..., Any]:
+    return blaming(f"the {option} '{name}' failed")(import_callable(name, f"a {option}"))
 
 
 def _names_function(value: object) -> bool:

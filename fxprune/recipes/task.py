@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, random_split
 
-from fxprune.callables import import_callable
-from fxprune.errors import FxpruneError, InputError, first_line
+from fxprune.callables import blaming, import_callable
+from fxprune.errors import InputError
 from fxprune.selection import read_limit
+from fxprune.training.batches import Feed
 from fxprune.training.objectives import (
     Loss,
     Measure,
@@ -54,29 +55,34 @@ class Task:
 
 
 def _first(batches: Iterable[Any], count: int, what: str) -> list[Any]:
-    try:
+    with blaming(f"reading the first batch of the {what} data failed"):
         found = list(islice(batches, count))
-    except Exception as error:
-        raise InputError(f"reading the first batch of the {what} data failed: {first_line(error)}") from error
     if not found:
         raise InputError(f"the {what} data have no batch; give one or more")
     return found
 
 
 def open_task(recipe: Recipe) -> Task:
-    """Import what a recipe names and load its data. Raises `InputError`."""
-    data, names = recipe.data, recipe.task
-    loss = LOSSES.get(names.loss) or import_callable(names.loss, "a loss of your own")
-    measure = None
-    if names.measure is not None:
-        measure = MEASURES.get(names.measure) or import_callable(names.measure, "a measure of your own")
+    """Import what a recipe names and load its data; whatever of that fails, now or later, is an `InputError`."""
+    data, measure = recipe.data, None
+    loss = _function(LOSSES, recipe.task.loss, "loss")
+    if recipe.task.measure is not None:
+        measure = _function(MEASURES, recipe.task.measure, "measure")
     train, validation = _load(data.train, recipe.seed), None
     if data.validation is not None:
         validation = _load(data.validation, recipe.seed)
     _check(data, train, validation)
-    if data.held_out is not None:
-        train, validation = _split(train, data, recipe.seed)
-    return Task(_batches(train, data, shuffled=True), loss, _batches(validation, data, shuffled=False), measure)
+    with blaming("making batches of the data failed"):
+        if data.held_out is not None:
+            train, validation = _split(train, data, recipe.seed)
+        train, validation = _batches(train, data, shuffled=True), _batches(validation, data, shuffled=False)
+    _check_length(recipe, train)
+    return Task(train, loss, validation, measure)
+
+
+def _function(known: Mapping[str, Any], name: str, what: str) -> Any:
+    """Return a function by name; when it fails, on any batch, that is the user's to mend."""
+    return blaming(f"the {what} '{name}' failed")(known.get(name) or import_callable(name, f"a {what} of your own"))
 
 
 def _load(name: str, seed: int) -> Any:
@@ -85,12 +91,8 @@ def _load(name: str, seed: int) -> Any:
 
     load = import_callable(name, "a source of data")
     set_seed(seed)
-    try:
+    with blaming(f"calling '{name}' without arguments failed"):
         found = load()
-    except FxpruneError:
-        raise
-    except Exception as error:
-        raise InputError(f"calling '{name}' without arguments failed: {first_line(error)}") from error
     if isinstance(found, Iterator) or not isinstance(found, Dataset | Iterable):
         raise InputError(
             f"'{name}' returned {type(found).__name__}; return a Dataset, a DataLoader or a list of batches"
@@ -111,6 +113,15 @@ def _check(data: Data, train: Any, validation: Any) -> None:
             f"{given[0]} is for a Dataset, and '{data.train}' returned {type(train).__name__}, whose batches are taken "
             "as they are; leave the key out"
         )
+
+
+def _check_length(recipe: Recipe, batches: Any) -> None:
+    """Raise `InputError` for batches without a length, where a training does not say how many it takes."""
+    jobs = {"learn": recipe.learn, "finetune": recipe.finetune}
+    missing = [name for name, job in jobs.items() if job is not None and job.training(0).steps_per_epoch is None]
+    if missing and Feed(batches, torch.device("cpu")).length is None:
+        keys = " and ".join(f"{name}.steps_per_epoch" for name in missing)
+        raise InputError(f"the batches of '{recipe.data.train}' have no length; set {keys}")
 
 
 def _split(dataset: Any, data: Data, seed: int) -> list[Any]:

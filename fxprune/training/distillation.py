@@ -6,7 +6,8 @@ smallest one … Our loss is Lce + 5Lkd". Where it is silent, this is ours:
 1. Lkd is the divergence of Hinton et al. 2015: T² · KL(teacher ‖ student) of softmax at a temperature T, by default 1.
 2. Every teacher's share of the epochs is a run of its own: the learning rate falls anew, the stop rule looks at that
    run alone, and its seed is one higher than that of the run before, so that samples come in another order.
-3. Whatever is best on the validation data, over all runs, is what the next one starts from and what is left.
+3. Whatever epoch is best on the validation data, over all runs, is what the next one starts from and what is left. The
+   weights that the first one starts from are no candidate: the module can end worse than it began.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import InputError, SpecError, first_line
-from fxprune.training.divergences import Comparison, Divergence
+from fxprune.callables import blaming
+from fxprune.errors import InputError, SpecError
+from fxprune.training.divergences import Comparison, Divergence, is_number
 from fxprune.training.history import History
 from fxprune.training.hooks import Hook, Moment
 from fxprune.training.loop import train
@@ -55,7 +57,7 @@ class Distillation(Hook):
         temperature: of the divergence "kl".
         divergence: "kl" for logits [samples, classes, …] or "mse", summed over all floating tensors where outputs are
             nested in tuples, lists and dicts; or a function (outputs of the student, of the teacher) → scalar.
-        place: which teacher this is, for messages.
+        title: what messages call the teacher.
 
     Raises `SpecError` for options out of range, `InputError` for a teacher that would be trained with the module.
     """
@@ -69,12 +71,12 @@ class Distillation(Hook):
         weight: float = 5.0,
         temperature: float = 1.0,
         divergence: Divergence = "kl",
-        place: int = 1,
+        title: str = "the teacher",
     ) -> None:
-        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        if not is_number(weight) or not 0 <= weight < math.inf:
             raise SpecError(f"weight is {weight!r}; give a number, 0 or more")
         kind, size = type(teacher).__name__, sum(parameter.numel() for parameter in teacher.parameters())
-        self.title = f"teacher {place} ({kind})"
+        self.title = f"{title} ({kind})"
         _check_apart(module, teacher, self.title)
         self.module, self.teacher, self.weight = module, teacher, float(weight)
         self.comparison = Comparison(divergence, temperature)
@@ -115,12 +117,6 @@ class Distillation(Hook):
         self._divergences.clear()
         return self.weight * mean
 
-    def rehearse(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Compare an output with the teacher's and forget it. Raises `InputError` when that cannot be done."""
-        with _device_kept(self.teacher):
-            self.teacher.to(_device(module))
-            self.comparison.between(output, self._answer(args, kwargs), self.title)
-
     @contextmanager
     def _listening(self) -> Iterator[None]:
         """Ask the teacher whenever the module is called, for as long as the loss runs: no copy takes hooks along."""
@@ -137,25 +133,23 @@ class Distillation(Hook):
 
     def _ask(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:  # noqa: ARG002
         if torch.is_grad_enabled():
-            self._answers.append(self._answer(args, kwargs))
+            self._answers.append(self.answer(args, kwargs))
 
     def _compare(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         if torch.is_grad_enabled():
             self._divergences.append(self.comparison.between(output, self._answers.pop(), self.title))
 
-    def _answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Return what the teacher gives for these inputs."""
+    def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Return what the teacher gives for these inputs. Raises `InputError` where it fails."""
         with modes_kept(self.teacher), torch.no_grad(), _autocast():
             self.teacher.eval()
             # Copies: what one of the two changes in place, the other shall not see.
             args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
-            try:
+            with blaming(
+                f"{self.title} fails on what the loss calls the module with",
+                "; give one that can answer to the same inputs, or wrap it",
+            ):
                 return self.teacher(*args, **kwargs)
-            except (RuntimeError, TypeError, ValueError) as error:
-                raise InputError(
-                    f"{self.title} fails on what the loss calls the module with: {first_line(error)}; give one that "
-                    "can answer to the same inputs, or wrap it"
-                ) from error
 
 
 def distill(
@@ -164,7 +158,7 @@ def distill(
     loss: Loss,
     options: Training,
     *,
-    teachers: Sequence[nn.Module],
+    teachers: Sequence[nn.Module] | nn.ModuleList,
     weight: float = 5.0,
     temperature: float = 1.0,
     divergence: Divergence = "kl",
@@ -201,8 +195,8 @@ def distill(
     """
     shares = _shares(options.epochs, teachers)
     lessons = [
-        Distillation(module, teacher, weight, temperature, divergence, place)
-        for place, teacher in enumerate(teachers, start=1)
+        Distillation(module, teacher, weight, temperature, divergence, f"teachers[{place}]")
+        for place, teacher in enumerate(teachers)
     ]
     histories: list[History] = []
     with _rehearsal(module, lessons[1:]):
@@ -236,9 +230,10 @@ def _check_apart(module: nn.Module, teacher: nn.Module, title: str) -> None:
             raise InputError(f"{title} shares '{name}' with the module and would change with it; give a copy.deepcopy")
 
 
-def _shares(epochs: int, teachers: Sequence[nn.Module]) -> list[int]:
+def _shares(epochs: int, teachers: Sequence[nn.Module] | nn.ModuleList) -> list[int]:
     """Return how many epochs each teacher gets. Raises `SpecError` where one would get none."""
-    if not isinstance(teachers, Sequence) or not all(isinstance(teacher, nn.Module) for teacher in teachers):
+    is_list = isinstance(teachers, Sequence | nn.ModuleList)
+    if not is_list or not all(isinstance(teacher, nn.Module) for teacher in teachers):
         raise SpecError("teachers are not a list of modules; give one, the smallest first: teachers=[model]")
     if not teachers:
         raise SpecError("there is no teacher; give one or more, the smallest first: teachers=[model]")
@@ -264,7 +259,9 @@ def _rehearsal(module: nn.Module, lessons: Sequence[Distillation]) -> Iterator[N
         if torch.is_grad_enabled():
             handle.remove()
             for lesson in lessons:
-                lesson.rehearse(module, args, kwargs, output)
+                with _device_kept(lesson.teacher):
+                    lesson.teacher.to(_device(module))
+                    lesson.comparison.between(output, lesson.answer(args, kwargs), lesson.title)
 
     handle = module.register_forward_hook(rehearse, with_kwargs=True)
     try:

@@ -53,7 +53,7 @@ class Validation:
     def check(self) -> None:
         """Measure one batch, so that a wrong measure fails before the first epoch and not after it.
 
-        Raises `SpecError` when the measure is no mapping with "loss".
+        Raises `SpecError` when the measure is no mapping to tensors with "loss".
         """
         self._sums(islice(self.feed.epoch(0), 1))
 
@@ -75,6 +75,9 @@ class Validation:
         if not isinstance(found, Mapping) or "loss" not in found:
             shown = ", ".join(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
             raise SpecError(f"measure returned {shown}; return a mapping from names to tensors that has 'loss'")
+        for name, value in found.items():
+            if not isinstance(value, Tensor):
+                raise SpecError(f"measure returned a {type(value).__name__} as '{name}'; return a tensor")
         return found
 
 

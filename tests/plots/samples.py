@@ -21,4 +21,5 @@ TRAIL = GateTrail(
         "orbit_1": torch.tensor([[0.95, 0.95, 0.95], [0.5, 0.4, 0.1], [0.99, 0.01, 0.3]]),
     },
     (0.9, 0.6, 0.25),
+    {"orbit_0": ("stem",), "orbit_1": ("left.conv", "right.conv", "head")},
 )

@@ -38,14 +38,15 @@ def test_orbits_are_drawn_by_their_mean_where_their_steps_are() -> None:
     means = torch.stack([found.mean(1) for found in TRAIL.probabilities.values()])
     assert torch.from_numpy(mesh.get_array().data).allclose(means)
     assert mesh.get_coordinates()[0, :, 0].tolist() == [0, 5, 20, 30], "columns meet half way between steps"
-    assert [label.get_text() for label in orbits.get_yticklabels()] == ["orbit_0 (2)", "orbit_1 (3)"]
+    assert [label.get_text() for label in orbits.get_yticklabels()] == ["stem (2)", "left.conv +2 (3)"]
     assert orbits.yaxis_inverted(), "the first orbit is on top"
 
 
 def test_of_many_steps_and_orbits_some_are_drawn() -> None:
     steps = tuple(range(0, 3000, 3))
     many = {f"orbit_{i}": torch.linspace(1, 0, 1000)[:, None] for i in range(120)}
-    density, shares, orbits = plots.plot_gates(GateTrail(steps, many, (1.0,) * 1000), figures.Figure()).axes[:3]
+    trail = GateTrail(steps, many, (1.0,) * 1000, {name: (name,) for name in many})
+    density, shares, orbits = plots.plot_gates(trail, figures.Figure()).axes[:3]
     columns = density.collections[0].get_coordinates()[0, :, 0]
     assert (len(columns), columns[0], columns[-1]) == (401, 0, 2997)
     assert len(shares.lines[0].get_xdata()) == 1000
@@ -54,9 +55,10 @@ def test_of_many_steps_and_orbits_some_are_drawn() -> None:
 
 
 def test_gates_that_were_looked_at_once_are_drawn() -> None:
-    once = GateTrail((7,), {"orbit_0": torch.full((1, 4), 0.5, requires_grad=True)}, (0.5,))
+    once = GateTrail((7,), {"orbit_0": torch.full((1, 4), 0.5, requires_grad=True)}, (0.5,), {"orbit_0": ("stem",)})
     density, shares, _ = plots.plot_gates(once, figures.Figure()).axes[:3]
     assert density.get_xlim() == (6.5, 7.5)
+    assert [tick for tick in density.get_xticks() if 6.5 <= tick <= 7.5] == [7], "steps are whole"
     assert shares.lines[0].get_marker() == "o"
 
 

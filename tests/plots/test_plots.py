@@ -157,7 +157,8 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, 
         plots.plot_sparsity(PROFILE, tmp_path / "plot.png")
 
 
-UNSEEN, BROKEN = GateTrail((), {}, ()), GateTrail((0,), {"orbit_0": torch.full((1, 2), torch.nan)}, (1.0,))
+UNSEEN = GateTrail((), {}, (), {})
+BROKEN = GateTrail((0,), {"orbit_0": torch.full((1, 2), torch.nan)}, (1.0,), {"orbit_0": ("stem",)})
 NOTHING = Sensitivity("top-1", 76.0, 0.95, "1x4", ())
 
 BAD_INPUT: list[tuple[Any, type[FxpruneError], str]] = [

@@ -76,6 +76,13 @@ def test_names_of_layers_and_stages_do_not_overlap(widths: list[LayerWidth], tmp
     assert all(len(label) <= 32 for label in _ticks(axes))
 
 
+def test_a_long_name_keeps_both_ends() -> None:
+    axes = plots.plot_widths(
+        [LayerWidth("decoder.stages.left.blocks.17.convolution", "Conv2d", "8×8", (4, 2))], _axes()
+    )
+    assert _ticks(axes) == ["decoder.stages.…s.17.convolution"]
+
+
 def test_the_legend_of_widths_stands_above_all_bars(tmp_path: Path) -> None:
     axes = plots.plot_widths(_layers([20]), tmp_path / "plot.png")
     highest = max(text.get_window_extent().y1 for text in axes.texts if text.get_text() == "50%" and text.xy[1] > 1)

@@ -392,7 +392,7 @@ def test_mixed_precision_is_the_teachers_too() -> None:
     ("epochs", "shares"), [(4, [4]), (4, [2, 2]), (5, [2, 3]), (7, [2, 2, 3]), (8, [2, 3, 3]), (3, [1, 1, 1])]
 )
 def test_teachers_share_the_epochs(epochs: int, shares: list[int]) -> None:
-    teachers = [line(seed) for seed in range(len(shares))]
+    teachers = nn.ModuleList(line(seed) for seed in range(len(shares)))
     options = Training(epochs, 0.1, tolerance=None)
     histories = distill(line(9), [points()] * 2, nothing, options, teachers=teachers)
     assert [len(history.records) for history in histories] == shares
@@ -519,6 +519,16 @@ def test_other_settings_are_not_resumed(tmp_path: Path, options: dict[str, Any],
     assert_same_state(state(module), state(net(9)))
 
 
+class Labelled(nn.Linear):
+    """Takes its inputs from a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(dict(enumerate(x))["image"])  # type: ignore[index]
+
+
 def deaf(module: nn.Module, batch: Any) -> Tensor:  # noqa: ARG001
     return next(module.parameters()).sum()
 
@@ -532,8 +542,10 @@ def deaf(module: nn.Module, batch: Any) -> Tensor:  # noqa: ARG001
         ({"teachers": [net()] * 3}, SpecError, "epochs is 2, and 3 teachers share them; give each 1 or more"),
         ({"weight": -1}, SpecError, "weight is -1; give a number, 0 or more"),
         ({"weight": math.nan}, SpecError, "weight is nan; give a number, 0 or more"),
+        ({"weight": True}, SpecError, "weight is True; give a number"),
         ({"weight": "5"}, SpecError, "weight is '5'; give a number"),
         ({"temperature": 0}, SpecError, "temperature is 0; give a number above 0"),
+        ({"temperature": True}, SpecError, "temperature is True; give a number above 0"),
         ({"temperature": math.inf}, SpecError, "temperature is inf; give a number above 0"),
         ({"divergence": "msee"}, SpecError, "unknown divergence 'msee'; did you mean 'mse'.*, or give a function"),
         ({"divergence": None}, SpecError, "unknown divergence None; known: kl, mse"),
@@ -544,15 +556,20 @@ def deaf(module: nn.Module, batch: Any) -> Tensor:  # noqa: ARG001
         (
             {"teachers": [nn.Linear(6, 5)]},
             InputError,
-            r"teacher 1 \(Linear\) gives \[8, 5\] where the module gives \[8",
+            r"teachers\[0\] \(Linear\) gives \[8, 5\] where the module gives \[8",
         ),
-        ({"teachers": [net(), nn.Linear(6, 5)]}, InputError, r"teacher 2 \(Linear\) gives \[8, 5\] where .* your own:"),
+        ({"teachers": [net(), nn.Linear(6, 5)]}, InputError, r"teachers\[1\] \(Linear\) gives \[8, 5\] where .* own:"),
         (
             {"teachers": [net(), nn.LSTM(6, 2)]},
             InputError,
             r"gives \[0\] \[8, 2\], \[1\]\[0\] \[1, 2\], .*gives \[8, 2\]",
         ),
-        ({"teachers": [nn.Embedding(2, 2)]}, InputError, "teacher 1 .* fails on what the loss calls .*: RuntimeError"),
+        ({"teachers": [nn.Embedding(2, 2)]}, InputError, "fails on what the loss calls .*: RuntimeError.*, or wrap it"),
+        (
+            {"teachers": [Labelled()]},
+            InputError,
+            r"teachers\[0\] \(Labelled\) fails on .*: KeyError: 'image'; give one",
+        ),
         ({"loss": deaf}, InputError, "the loss did not call the module with gradients, so there is nothing to distil"),
     ],
 )
@@ -589,12 +606,16 @@ class Silent(nn.Linear):
 
 def test_teachers_that_would_be_trained_too() -> None:
     module = net()
-    with pytest.raises(InputError, match=r"teacher 2 \(Sequential\) is the module itself; give a copy of it from bef"):
+    with pytest.raises(
+        InputError, match=r"teachers\[1\] \(Sequential\) is the module itself; give a copy of it from bef"
+    ):
         distill(module, loader(), cross_entropy, OPTIONS, teachers=[net(1), module])
-    with pytest.raises(InputError, match=r"teacher 1 \(.*\) shares '0.weight' with the module and would change"):
+    with pytest.raises(InputError, match=r"teachers\[0\] \(.*\) shares '0.weight' with the module and would change"):
         distill(module, loader(), cross_entropy, OPTIONS, teachers=[fxprune.trace(module, torch.zeros(2, 6))])
     hook = Distillation(module, net(1))
-    with pytest.raises(SpecError, match=r"the distillation from teacher 1 .* is for another module; make one for this"):
+    with pytest.raises(
+        SpecError, match=r"the distillation from the teacher .* is for another module; make one for this"
+    ):
         train(net(2), loader(), hook.overheard(cross_entropy), OPTIONS, hooks=[hook])
     with pytest.raises(InputError, match=r"module that it is given, and train on distillation\.overheard\(loss\)"):
         train(module, loader(), cross_entropy, OPTIONS, hooks=[hook])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -92,8 +94,16 @@ def test_batches_without_tensors_weigh_the_same() -> None:
     assert history.records[0].measures == {"loss": 3.0}
 
 
-def test_a_wrong_measure_fails_before_the_first_step() -> None:
+def _as_number(module: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
+    return {"loss": float(cross_entropy(module, batch))}
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [(cross_entropy, "measure returned Tensor"), (_as_number, "measure returned a float as 'loss'; return a tensor")],
+)
+def test_a_wrong_measure_fails_before_the_first_step(measure: Any, message: str) -> None:
     watch = Watch()
-    with pytest.raises(SpecError, match="measure returned Tensor"):
-        train(net(), loader(), cross_entropy, Training(1), validation=loader(), measure=cross_entropy, hooks=[watch])
+    with pytest.raises(SpecError, match=message):
+        train(net(), loader(), cross_entropy, Training(1), validation=loader(), measure=measure, hooks=[watch])
     assert watch.moments == []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
+from fxprune.callables import blaming
 from fxprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,13 +38,21 @@ class Feed:
             return None
 
     def epoch(self, number: int) -> Iterator[Any]:
-        """Yield the batches of an epoch; a loader that shuffles draws its order from the seed and the epoch alone."""
+        """Yield the batches of an epoch; a loader that shuffles draws its order from the seed and the epoch alone.
+
+        Raises `InputError` where the source fails.
+        """
         from accelerate.utils import send_to_device
 
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(number)
-        for batch in islice(self.source, self.first, None, self.processes):
+        failing = blaming(f"reading the batches failed in epoch {number}")
+        batches = failing(iter)(islice(self.source, self.first, None, self.processes))
+        while (batch := failing(next)(batches, _END)) is not _END:
             yield send_to_device(batch, self.device)
+
+
+_END = object()
 
 
 def feed(batches: Iterable[Any], accelerator: Accelerator, seed: int, *, even: bool) -> Feed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from fxprune.errors import InputError
 from fxprune.training import Hook, Moment, Training, classification, cross_entropy, train
 from tests.training.tasks import (
     Claim,
@@ -176,3 +178,16 @@ def test_batches_of_other_kinds(batches: Any) -> None:
     for limit, steps in ((2, 4), (3, 6), (9, 6)):
         history = train(net(), batches, cross_entropy, Training(2, steps_per_epoch=limit))
         assert history.records[-1].step == steps
+
+
+def test_data_that_break_later_are_the_users_to_mend() -> None:
+    class Breaking:
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Iterator[Any]:
+            yield next(iter(exact_loader(8, 4)))
+            raise OSError("the disk is gone")
+
+    with pytest.raises(InputError, match="reading the batches failed in epoch 1: OSError: the disk is gone"):
+        train(net(), Breaking(), cross_entropy, Training(1))

@@ -40,6 +40,10 @@ class Gate(nn.Module):
         """Return one logit per block, float [units], with a gradient."""
         raise NotImplementedError
 
+    def shared(self) -> tuple[nn.Parameter, ...]:
+        """Return the parameters that all logits of the gate depend on; the others have a part for each."""
+        return ()
+
     def probabilities(self) -> Tensor:
         """Return how probable each block is to stay, float [units], without a gradient."""
         return self.logits().detach().sigmoid()
@@ -180,6 +184,10 @@ class PredictedGate(Gate):
         # Assigned, not written into: the gradient of an earlier look in the same step needs what that saw.
         self.windows = means if self.index is None else means.index_select(0, self.index)
         self.average.lerp_(self.predicted(), 1 - self.momentum)
+
+    def shared(self) -> tuple[nn.Parameter, ...]:
+        """Return the depthwise convolution."""
+        return self.depthwise, self.depthwise_bias
 
     def predicted(self) -> Tensor:
         """Return the logits that the predictor gives for what it saw last, float [units], with a gradient."""

@@ -89,11 +89,21 @@ class LearnedChannels(Hook):
         return {one.name: getattr(self, one.name) for one in fields(self) if one.init}
 
     def parameter_groups(self, module: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        """Claim what the gates learn with: `gate_rate` times the learning rate, and no weight decay."""
+        """Claim what the gates learn with: `gate_rate` times the learning rate, and no weight decay.
+
+        What the logits of a gate share learns at the plain rate: it moves all of them, and as fast as the rest it
+        would decide on whole orbits at once.
+        """
         self._gates, self._steps, self._looks, self._shares = None, [], [], []  # a run begins
-        gates = self._of(module)
-        parameters = [parameter for _, gate in gates.pairs for parameter in gate.parameters()]
-        return [{"params": parameters, "lr": learning_rate * self.gate_rate, "weight_decay": 0.0}]
+        gates = [gate for _, gate in self._of(module).pairs]
+        shared = [parameter for gate in gates for parameter in gate.shared()]
+        known = {id(parameter) for parameter in shared}
+        own = [parameter for gate in gates for parameter in gate.parameters() if id(parameter) not in known]
+        return [
+            {"params": parameters, "lr": rate, "weight_decay": 0.0}
+            for parameters, rate in ((own, learning_rate * self.gate_rate), (shared, learning_rate))
+            if parameters
+        ]
 
     def before_epoch(self, module: nn.Module, moment: Moment) -> None:
         """Freeze the statistics of batch norms, which `module.train()` has thawed."""

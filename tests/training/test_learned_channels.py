@@ -277,9 +277,9 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
         fxprune.learn_channels(model, EXAMPLE, batches, loss, QUICK, **{"macs": "50%", **options})
 
 
-def gated() -> Any:
+def gated(**options: Any) -> Any:
     model, _, _ = task()
-    return Pipeline((MaskInsertion(kind="gate"),))(fxprune.trace(model, EXAMPLE)).graph_module
+    return Pipeline((MaskInsertion(kind="gate", **options),))(fxprune.trace(model, EXAMPLE)).graph_module
 
 
 @pytest.mark.parametrize("annealing", ANNEALINGS)
@@ -303,6 +303,20 @@ def test_the_penalty_by_definition(annealing: str) -> None:
     assert wanted > 1.5
     within = LearnedChannels(gates.whole, entropy_weight=0.0, annealing="weight")
     assert float(within.penalty(module, Moment(1, 10, 10, dict)).detach()) == 0
+
+
+@pytest.mark.parametrize("logits", ["predicted", "trained"])
+def test_what_logits_share_learns_at_the_rate_of_the_weights(logits: str) -> None:
+    module = gated(logits=logits)
+    groups = LearnedChannels(1e4, gate_rate=20.0).parameter_groups(module, 0.01)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    rates = {names[id(p)].rpartition(".")[2]: group["lr"] for group in groups for p in group["params"]}
+    if logits == "trained":
+        assert rates == {"logit": 0.2}
+    else:
+        shared = dict.fromkeys(("depthwise", "depthwise_bias"), 0.01)
+        assert rates == {"pointwise": 0.2, "pointwise_bias": 0.2} | shared
+    assert len(names) - sum(len(group["params"]) for group in groups) == len(list(task()[0].parameters()))
 
 
 def test_other_modules_are_refused() -> None:

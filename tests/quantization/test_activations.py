@@ -73,7 +73,7 @@ def test_clamps_are_bounds(activation: Function, name: str, bounds: tuple[float,
     assert float((found - graph(x)).abs().max()) < 0.05
 
 
-@pytest.mark.parametrize(("activation", "name"), TABLES, ids=[str(activation) for activation, _ in TABLES])
+@pytest.mark.parametrize(("activation", "name"), TABLES, ids=[type(activation).__name__ for activation, _ in TABLES])
 def test_others_are_tables(activation: Function, name: str) -> None:
     graph, x = _behind(activation), torch.randn(64, 6, 8)
     module = quantised(graph, x, observer="min-max")
@@ -87,7 +87,7 @@ def test_others_are_tables(activation: Function, name: str) -> None:
     assert float(levels.mean()) < 2
 
 
-@pytest.mark.parametrize("activation", OTHERS, ids=str)
+@pytest.mark.parametrize("activation", OTHERS, ids=lambda value: type(value).__name__)
 def test_what_is_no_activation_stays(activation: Function) -> None:
     graph, x = _behind(activation), torch.randn(64, 6, 8)
     (node,) = (node for node in graph.graph.nodes if node.target == "a")

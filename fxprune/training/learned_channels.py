@@ -1,8 +1,7 @@
 """Learned channel importance: gates that train with the weights until the network costs what it may (paper 001, §5.1).
 
-module = gated graph (mask-insertion{kind=gate})
-train(module, …, hooks=[LearnedChannels(macs)])          loss + λ_c·a·ReLU(kFPP/target − 1) + λ_e·H
-gate-hardening, channel-surgery
+The graph has gates (mask-insertion{kind=gate}). Training minimises loss + λ_c·ReLU(kFPP/target − 1) + λ_e·H, where H is
+the entropy of the gates and both penalties are annealed; gate-hardening and channel-surgery cut what they gave up.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ class LearnedChannels(Hook):
 
     Attributes:
         macs: the target, in multiply-accumulates of one run on the example inputs.
-        cost_weight: λ_c. The paper does not tell its own; 1 is less than what the task's loss pulls with, and leaves
-            the network above its target.
+        cost_weight: λ_c, against the task's loss as it is: less for losses of some hundredths, as of images. The paper
+            does not tell its own; with cross-entropy 1 can leave the network above its target.
         entropy_weight: λ_e.
         annealing: a name of `ANNEALINGS`, as above.
         gate_rate: learning rate of the gates over that of the weights; they get no weight decay. The paper's is 1, for

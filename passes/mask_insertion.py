@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.errors import SpecError, UsageError
-from fxprune.gating.insertion import LOGITS, GateOptions, insert_gates
+from fxprune.gating.insertion import GateOptions, insert_gates
 from fxprune.graph.passes import Pass
 from fxprune.labels.attention import POLICIES, attention_of, check_attention, keep_attention
 from fxprune.labels.detection import find_orbits
@@ -51,11 +51,11 @@ class MaskInsertion(Pass):
 
     attention: str = POLICIES[0]
     kind: str = KINDS[0]
-    block: int = 1
-    logits: str = LOGITS[0]
-    initial: float = 3.0
-    temperature: float = 0.5
-    momentum: float = 0.9
+    block: int = GateOptions.block
+    logits: str = GateOptions.logits
+    initial: float = GateOptions.initial
+    temperature: float = GateOptions.temperature
+    momentum: float = GateOptions.momentum
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow_statistical: bool = False

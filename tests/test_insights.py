@@ -6,7 +6,6 @@ import copy
 import json
 import statistics
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,21 +19,9 @@ from fxprune.errors import InputError, SpecError, TargetError, UsageError
 from fxprune.insights import ROLES, Sensitivity, layer_depths, layer_roles, sparsity_profile
 from fxprune.runtime.weight_masks import masked_weights
 from fxprune.zoo import ModelSource, build_model
+from tests.nets import Net
 
 IMAGE = torch.zeros(2, 8, 6, 6)
-
-
-class Net(nn.Module):
-    """Layers by name, and a function of them and the image."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 def _conv(inputs: int, outputs: int, size: int = 1, **options: Any) -> nn.Conv2d:

@@ -15,21 +15,9 @@ import fxprune
 from fxprune.errors import InputError
 from fxprune.insights.widths import LayerWidth, StageWidth, layer_widths, stage_table, stage_widths
 from fxprune.survey import make_report
+from tests.nets import Net
 
 IMAGE = torch.zeros(2, 3, 64, 64)
-
-
-class Net(nn.Module):
-    """Layers by name, and a function of them and the input."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 class UNet(nn.Module):

@@ -56,14 +56,14 @@ def learn_channels(
     training: Training,
     *,
     macs: float | str,
-    block: int = 1,
-    logits: str = "predicted",
+    block: int = MaskInsertion.block,
+    logits: str = MaskInsertion.logits,
     cut: str = CUTS[0],
-    cost_weight: float = 10.0,
-    entropy_weight: float = 0.1,
-    gate_rate: float = 10.0,
-    annealing: str = "target",
-    freeze_batchnorm: bool = True,
+    cost_weight: float = LearnedChannels.cost_weight,
+    entropy_weight: float = LearnedChannels.entropy_weight,
+    gate_rate: float = LearnedChannels.gate_rate,
+    annealing: str = LearnedChannels.annealing,
+    freeze_batchnorm: bool = LearnedChannels.freeze_batchnorm,
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     allow_statistical: bool = False,
@@ -94,7 +94,7 @@ def learn_channels(
             wherever that leads.
         cost_weight: of the cost above the target, in the loss.
         entropy_weight: of the entropy of the gates, in the loss.
-        gate_rate: learning rate of the gates over that of the weights.
+        gate_rate: learning rate of the gates over that of the weights, but for what all logits of a gate share.
         annealing: "target" lets the target come down while training goes on, "weight" the weight of the cost go up, as
             in the paper.
         freeze_batchnorm: keep batch norms as they are meanwhile; those that are functions cannot be.
@@ -126,13 +126,7 @@ def learn_channels(
     spec = ",".join(step.record() for step in (masks, *steps))
     source = Source(model, Inputs.of(example_inputs), frontend, spec, training.seed)
     gated = rewrite(source, (masks,), None, observers)
-    if not gates_of(gated.module):
-        raise InputError(
-            "no gate can be put anywhere: of the chosen layers no channels may leave exactly, or they are one block "
-            f"of {block}; choose other layers (fxprune inspect shows what is pinned), a smaller block, or "
-            "allow_statistical"
-        )
-    gates = Gates(gated.module)
+    gates = _gates(gated.module, block)
     amount = read_amount(macs, "macs", gates.whole)
     gates.within(amount)  # an unreachable target fails here, before training
     hook = LearnedChannels(amount, cost_weight, entropy_weight, annealing, gate_rate, freeze_batchnorm)
@@ -144,6 +138,17 @@ def learn_channels(
     notes = (*_notes(gates, amount, cut), *(_thawed(gated.module) if freeze_batchnorm else ()))
     result = rewrite(source, steps, hardening, observers, start=gated.module)
     return Learned(replace(result, notes=notes), history, hook.trail(gated.module))
+
+
+def _gates(module: fx.GraphModule, block: int) -> Gates:
+    """Return the gates of a graph. Raises `InputError` where none could be put."""
+    if not gates_of(module):
+        raise InputError(
+            "no gate can be put anywhere: of the chosen layers no channels may leave exactly, or they are one block "
+            f"of {block}; choose other layers (fxprune inspect shows what is pinned), a smaller block, or "
+            "allow_statistical"
+        )
+    return Gates(module)
 
 
 def _notes(gates: Gates, target: float, cut: str) -> Iterator[str]:
@@ -165,7 +170,7 @@ def _notes(gates: Gates, target: float, cut: str) -> Iterator[str]:
             "come back; a lower gate_rate, entropy_weight or cost_weight holds them"
         )
     if undecided > _MANY:
-        yield f"{undecided:.1%} of the gates had not decided (between 0.1 and 0.9); raise entropy_weight or epochs"
+        yield f"{undecided:.1%} of the gates had not decided; raise entropy_weight or epochs"
 
 
 _CLOSE = 0.02
@@ -183,6 +188,6 @@ def _mended(gates: Gates, target: float) -> str:
 
 def _thawed(module: fx.GraphModule) -> Iterator[str]:
     """Say which batch norms could not be frozen."""
-    calls = [node.name for node in module.graph.nodes if node.op == "call_function" and "batch_norm" in node.name]
+    calls = [node.name for node in module.graph.nodes if "batch_norm" in getattr(node.target, "__name__", "")]
     if calls:
         yield f"batch norms that are functions were not frozen: {some_of(calls)}"

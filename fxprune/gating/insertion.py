@@ -15,7 +15,7 @@ from fxprune.gating.placement import View, Views
 from fxprune.labels.detection import find_orbits
 from fxprune.labels.orbits import Orbit
 from fxprune.narrowing.kept import kept_classes
-from fxprune.runtime.gates import Gate, PredictedGate, TrainedGate
+from fxprune.runtime.gates import INITIAL, MOMENTUM, TEMPERATURE, Gate, PredictedGate, TrainedGate
 from fxprune.runtime.masks import gates_of
 
 __all__ = ["LOGITS", "GateOptions", "insert_gates", "refuse_gates", "replace_gates"]
@@ -34,9 +34,9 @@ class GateOptions:
 
     block: int = 1
     logits: str = LOGITS[0]
-    initial: float = 3.0
-    temperature: float = 0.5
-    momentum: float = 0.9
+    initial: float = INITIAL
+    temperature: float = TEMPERATURE
+    momentum: float = MOMENTUM
 
     def __post_init__(self) -> None:
         if self.logits not in LOGITS:

@@ -15,7 +15,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Gate", "PredictedGate", "TrainedGate", "window_means"]
+__all__ = ["INITIAL", "MOMENTUM", "TEMPERATURE", "Gate", "PredictedGate", "TrainedGate", "window_means"]
+
+INITIAL, TEMPERATURE = 3.0, 0.5
+"""Logits at first, and temperature of the samples (§6.1)."""
+
+MOMENTUM = 0.9
+"""Of the average of predictions, for which the paper has no number."""
 
 
 class Gate(nn.Module):
@@ -27,7 +33,7 @@ class Gate(nn.Module):
         temperature: of the samples; the lower, the closer they are to 0 and 1.
     """
 
-    def __init__(self, width: int, block: int = 1, temperature: float = 0.5) -> None:
+    def __init__(self, width: int, block: int = 1, temperature: float = TEMPERATURE) -> None:
         super().__init__()
         self.width, self.block, self.temperature = width, block, temperature
 
@@ -95,8 +101,8 @@ class TrainedGate(Gate):
         self,
         width: int,
         block: int = 1,
-        initial: float = 3.0,
-        temperature: float = 0.5,
+        initial: float = INITIAL,
+        temperature: float = TEMPERATURE,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(width, block, temperature)
@@ -151,9 +157,9 @@ class PredictedGate(Gate):
         dim: int,
         index: Tensor | None = None,
         block: int = 1,
-        initial: float = 3.0,
-        temperature: float = 0.5,
-        momentum: float = 0.9,
+        initial: float = INITIAL,
+        temperature: float = TEMPERATURE,
+        momentum: float = MOMENTUM,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(width, block, temperature)

@@ -54,8 +54,8 @@ class LearnedChannels(Hook):
             does not tell its own; with cross-entropy 1 can leave the network above its target.
         entropy_weight: λ_e.
         annealing: a name of `ANNEALINGS`, as above.
-        gate_rate: learning rate of the gates over that of the weights; they get no weight decay. The paper's is 1, for
-            some 80,000 steps; 10 to 30 decide within a few hundred.
+        gate_rate: learning rate of the gates over that of the weights, but for what all logits of a gate share; none of
+            it gets weight decay. The paper's is 1, for an epoch of ImageNet; 10 to 30 decide in a few hundred steps.
         freeze_batchnorm: keep batch norms, where they are modules, in evaluation mode, "quite importantly" (§6.2);
             `frozen_batchnorm` keeps their scales and shifts, which no hook can.
     """

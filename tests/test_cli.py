@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 import fxprune
 from fxprune import api, artifacts
-from fxprune.cli import commands
 from fxprune.cli import sensitivity as sensitivity_command
 from fxprune.console import Progress
 from fxprune.errors import VerifyError
@@ -25,6 +23,9 @@ from fxprune.labels.rules import FAMILIES, RULES
 from fxprune.runtime.weight_masks import masked_weights
 from fxprune.zoo import ModelSource, build_model
 from passes import PASSES
+from tests.commands import call as _call
+from tests.commands import done as _done
+from tests.commands import mistake as _mistake
 
 SMALL = ("torchvision:squeezenet1_1", "--input", "1x3x64x64")
 
@@ -103,28 +104,8 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "slim"
 
 
-def _call(*arguments: object) -> Result:
-    return CliRunner().invoke(commands, [str(argument) for argument in arguments], prog_name="fxprune")
-
-
-def _done(*arguments: object) -> str:
-    result = _call(*arguments)
-    assert result.exit_code == 0, result.output
-    assert result.stderr == ""
-    return result.stdout
-
-
 def _facts(*arguments: object) -> Any:
     return json.loads(_done(*arguments, "--json"))
-
-
-def _mistake(*arguments: object) -> str:
-    result = _call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1, "an error is one line"
-    return result.stderr
 
 
 def test_without_a_command_the_help_is_shown() -> None:

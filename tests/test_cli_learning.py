@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import textwrap
@@ -10,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 from fxprune import artifacts
 from fxprune.api import recipes
-from fxprune.cli import commands, learning
+from fxprune.cli import learning
 from fxprune.insights.widths import stage_table
 from fxprune.recipes.folders import Summary
+from tests.commands import call, done, mistake
+
+_call, _done, _mistake = (functools.partial(function, "learn") for function in (call, done, mistake))
 
 MODELS = """
 import torch
@@ -66,26 +69,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "task.py").write_text(TASK)
     (place / "recipe.toml").write_text(RECIPE)
     return place
-
-
-def _call(*arguments: object) -> Result:
-    return CliRunner().invoke(commands, ["learn", *(str(argument) for argument in arguments)], prog_name="fxprune")
-
-
-def _done(*arguments: object) -> str:
-    result = _call(*arguments)
-    assert result.exit_code == 0, result.output
-    assert result.stderr == ""
-    return result.stdout
-
-
-def _mistake(*arguments: object) -> str:
-    result = _call(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1, "an error is one line"
-    return result.stderr
 
 
 @pytest.fixture(scope="module")
